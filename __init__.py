@@ -1,0 +1,30 @@
+"""Driftway keeps a deployed model right while the world drifts.
+
+The names below are loaded when first used, so that ``import driftway`` stays quick and pulls in no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "streams": (
+        "Batch Labels Forget Boundary Rejected Column StreamSpec Stream InputError NO_LABEL"
+    ),
+    "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - built from the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'driftway' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Benchmarks against named peers: one file each."""

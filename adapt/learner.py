@@ -1,0 +1,135 @@
+"""The one interface every method implements, and the words it speaks: prediction, trace, receipt, state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from ..streams import Array, Batch, StreamSpec
+
+State: TypeAlias = Any
+"""A tree of dicts and lists over NumPy arrays, torch tensors, numbers, strings, booleans and None. Nothing else, and
+every float in it finite: checkpoint, resume, rollback and export all rest on that."""
+
+
+class CannotForget(Exception):
+    """The learner has no way to unlearn; the message says why."""
+
+
+class CannotCheckpoint(Exception):
+    """The learner's state is not a ``State`` (a wrapped foreign object); the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a learner says of a batch, before any label.
+
+    output: int64[B] class codes, or float64[B]. scores: float64[B, C] class probabilities, None for regression.
+    trace: arrays with leading axis B, kept with the row until its label comes and then given back to ``learn``.
+    """
+
+    output: Array
+    scores: Array | None = None
+    trace: Mapping[str, Array] = field(default_factory=dict)
+
+    def rows(self, index: slice | Array) -> Prediction:
+        """The chosen rows as a prediction of their own."""
+        scores = None if self.scores is None else self.scores[index]
+        return Prediction(self.output[index], scores, {k: v[index] for k, v in self.trace.items()})
+
+
+def stack(parts: list[Prediction]) -> Prediction:
+    """Predictions of several batches as one, in order; scores and traces are padded with 0 where classes grew."""
+    if len(parts) == 1:
+        return parts[0]
+    output = np.concatenate([p.output for p in parts])
+    scores = [p.scores for p in parts if p.scores is not None]
+    trace = {k: _stack([p.trace[k] for p in parts]) for k in parts[0].trace}
+    return Prediction(output, _stack(scores) if len(scores) == len(parts) else None, trace)
+
+
+def _stack(arrays: list[Array]) -> Array:
+    """Concatenate along the first axis, padding every other axis with zeros up to the longest."""
+    if len({a.shape[1:] for a in arrays}) == 1:
+        return np.concatenate(arrays)
+    shape = np.max([a.shape[1:] for a in arrays], axis=0)
+    pads = [[(0, 0), *((0, int(n - m)) for n, m in zip(shape, a.shape[1:], strict=True))] for a in arrays]
+    return np.concatenate([np.pad(a, pad) for a, pad in zip(arrays, pads, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof of an unlearning request: which ids, digests of the state before and after, and what is guaranteed."""
+
+    ids: tuple[int, ...]
+    before: str
+    after: str
+    guarantee: str
+
+
+class Learner(ABC):
+    """A model that can predict, adapt without labels, learn from labels, and perhaps forget.
+
+    A learner is built as ``Learner(spec, params, seed)``: the stream's spec, a frozen dataclass of parameters (also
+    the flags of the command line and the keys of a configuration file), and the seed of its private generator.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    targets: ClassVar[frozenset[str]] = frozenset({"classification"})
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
+
+    @dataclass(frozen=True)
+    class Params:
+        """No parameters."""
+
+    spec: StreamSpec
+    params: Any
+
+    def __init__(self, spec: StreamSpec, params: Any = None, seed: int = 0) -> None:
+        self.spec = spec
+        self.params = self.Params() if params is None else params
+        self.seed = seed
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Prediction:
+        """Outputs for every row. Never changes state (a test hashes it)."""
+
+    def adapt(self, batch: Batch, prediction: Prediction) -> None:  # noqa: B027 - doing nothing is the default
+        """Use the rows without their labels."""
+
+    def learn(self, batch: Batch, prediction: Prediction) -> None:  # noqa: B027 - doing nothing is the default
+        """Use the rows with their labels (``batch.y``, every one known); ``prediction`` is the one made for them."""
+
+    def forget(self, ids: Array) -> Receipt:
+        """Unlearn rows exactly, or raise ``CannotForget`` with the reason."""
+        raise CannotForget(f"{type(self).__name__} keeps no statistics that a row could be taken out of")
+
+    def test_then_train(self, batch: Batch) -> Prediction:
+        """Row after row: predict, adapt, learn. The predictions are those made before each row was learnt.
+
+        Learners with a compiled path override this; the result must be bit-equal to this loop.
+        """
+        parts = []
+        for i in range(len(batch)):
+            row = batch.rows(slice(i, i + 1))
+            prediction = self.predict(row)
+            self.adapt(row, prediction)
+            self.learn(row, prediction)
+            parts.append(prediction)
+        return stack(parts)
+
+    @abstractmethod
+    def state(self) -> State:
+        """Everything that later behaviour depends on, by reference (whoever keeps it copies it)."""
+
+    @abstractmethod
+    def load(self, state: State) -> None:
+        """Take over a state that ``state()`` of an equally built learner returned. Copies what it keeps."""
+
+    def telemetry(self) -> dict[str, float]:
+        """Figures worth a column in the records; the same keys at every call. ``resets`` counts parts thrown away."""
+        return {}

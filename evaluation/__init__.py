@@ -1,0 +1,1 @@
+"""Floor 2: metrics as pure functions, evaluators, reports."""

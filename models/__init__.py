@@ -1,0 +1,1 @@
+"""Floor 1: models and the compiled parts they are made of."""

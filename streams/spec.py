@@ -1,0 +1,74 @@
+"""What a stream promises about its rows, and the one exception for input that is no stream at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from .events import Event
+
+MAX_CLASSES = 4096
+"""Labels at or above this are refused as out of range when a stream does not list its classes."""
+
+
+class InputError(Exception):
+    """Input or usage that cannot work, in one line for a person. The command line prints it and exits with 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One feature. ``categories`` names the codes 0..n-1 of a nominal column; None means the column is numeric.
+
+    An open nominal column (``open=True``) may meet categories that are not in the list; a closed one rejects them.
+    """
+
+    name: str
+    categories: tuple[str, ...] | None = None
+    open: bool = False
+    missing: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """Names, kinds and sizes, known before the first row.
+
+    classes: the class names in code order, or None where they are not known beforehand (classes may then grow up to
+    ``MAX_CLASSES``). length: rows in all, None for an endless stream. drifts: ids of rows where a concept
+    is known to change. shape: the shape of one row where it is not a flat table row (an image).
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    target: Literal["classification", "regression"] = "classification"
+    target_name: str = "y"
+    classes: tuple[str, ...] | None = None
+    length: int | None = None
+    drifts: tuple[int, ...] = ()
+    shape: tuple[int, ...] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_features(self) -> int:
+        return len(self.columns)
+
+    @property
+    def n_classes(self) -> int | None:
+        return None if self.classes is None else len(self.classes)
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Events from a cursor on.
+
+    ``cursor()`` is JSON and says where the next event starts (generator state included), as seen by whoever holds the
+    last event yielded; after ``seek(cursor)`` iteration goes on with exactly the events that would have followed.
+    """
+
+    spec: StreamSpec
+
+    def __iter__(self) -> Iterator[Event]: ...
+
+    def cursor(self) -> dict[str, Any]: ...
+
+    def seek(self, cursor: dict[str, Any]) -> None: ...
