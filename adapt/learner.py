@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from ..streams import Array, Batch, StreamSpec
+from ..streams import Array, Batch, Boundary, StreamSpec
 
 State: TypeAlias = Any
 """A tree of dicts and lists over NumPy arrays, torch tensors, numbers, strings, booleans and None. Nothing else, and
@@ -103,6 +103,9 @@ class Learner(ABC):
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:  # noqa: B027 - doing nothing is the default
         """Use the rows with their labels (``batch.y``, every one known); ``prediction`` is the one made for them."""
+
+    def boundary(self, event: Boundary) -> None:  # noqa: B027 - doing nothing is the default
+        """A known change; the loop tells only learners with "boundaries" in ``needs``."""
 
     def forget(self, ids: Array) -> Receipt:
         """Unlearn rows exactly, or raise ``CannotForget`` with the reason."""
