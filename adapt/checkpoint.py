@@ -56,9 +56,7 @@ class Checkpointer:
     Raises ``InputError`` (one line) where the folder cannot be written, the disk is full, or a saved state is unusable.
     """
 
-    def __init__(
-        self, directory: str | Path, *, seconds: float = 1.0, every: int | None = None, keep: int = 2
-    ) -> None:
+    def __init__(self, directory: str | Path, *, seconds: float = 1.0, every: int | None = None, keep: int = 2) -> None:
         if keep < 1 or (every is not None and every < 1) or seconds < 0:
             raise ValueError("keep and every are at least 1, seconds at least 0")
         self.directory = Path(directory)

@@ -2,7 +2,8 @@
 
 A node is a dict with string keys, a list, a NumPy array (bool, integer or float of up to 64 bits), a torch tensor, a
 number, a string, a boolean or None. NumPy scalars count as numbers and come back as Python's. Anything else is a
-``TypeError`` that names the path, such as ``state.trees[3].root``. Torch is never imported on behalf of a state that holds no tensor.
+``TypeError`` that names the path, such as ``state.trees[3].root``. Torch is never imported on behalf of a state that
+holds no tensor.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def is_tensor(node: Any) -> bool:
 
 
 def copy_state(state: State) -> State:
-    """A deep copy that shares no memory with ``state``. Arrays come out contiguous, tensors detached on their device."""
+    """A deep copy that shares no memory with ``state``; arrays come out contiguous, tensors detached."""
     return _copy(state, "state")
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from driftway.adapt.state import all_finite, copy_state, digest, join, split, state_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
-from driftway.adapt.state import all_finite, copy_state, digest, join, split, state_bytes
 
 DTYPES = st.sampled_from(["bool", "int8", "uint8", "int32", "int64", "uint64", "float16", "float32", "float64"])
 ARRAYS = DTYPES.flatmap(lambda t: hnp.arrays(t, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)))
@@ -84,8 +83,10 @@ def test_digest_tells_apart(one: Any, other: Any) -> None:
 
 def test_digest_ignores_key_order_memory_order_and_byte_order() -> None:
     a = np.arange(6.0).reshape(2, 3)
-    assert digest({"x": 1, "y": a}) == digest({"y": np.asfortranarray(a), "x": 1}) == digest(
-        {"x": 1, "y": a.astype(">f8")}
+    assert (
+        digest({"x": 1, "y": a})
+        == digest({"y": np.asfortranarray(a), "x": 1})
+        == digest({"x": 1, "y": a.astype(">f8")})
     )
 
 
