@@ -1,0 +1,262 @@
+"""Change detectors for many series at once, compiled: ADWIN and Page-Hinkley over plain arrays.
+
+A detector here is a row of a few arrays, so that hundreds of them live in one checkpoint, are copied by copying
+arrays, and are updated from other compiled code without a Python object in sight. Both follow river's detectors
+step by step (same detections, same means): ADWIN with river's defaults ``clock=32, max_buckets=5,
+min_window_length=5, grace_period=10``.
+
+Values given to a detector must be finite; whoever calls sees to that.
+
+Sources: A. Bifet, R. Gavaldà, "Learning from time-changing data with adaptive windowing", SDM 2007 (ADWIN2);
+B. Babcock et al., "Maintaining variance and k-medians over data stream windows", PODS 2003 (the variance of joined
+buckets); E. S. Page, "Continuous inspection schemes", Biometrika 41, 1954 (Page-Hinkley). The details that the papers
+leave open (which cuts are tried, ``min_window_length``, the window thrown away at the value after a detection) are
+those of river's code. From us: the layout, and a bound of 32 levels of buckets, beyond which the oldest values go.
+"""
+
+from __future__ import annotations
+
+from math import log, sqrt
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+CLOCK = 32
+"""ADWIN looks for a cut at every 32nd value."""
+GRACE = 10
+"""ADWIN looks for no cut in a window of at most this many values."""
+SHORTEST = 5
+"""Either side of a cut holds at least this many values."""
+BUCKETS = 5
+"""Buckets of one size; one more and the two oldest are joined into one of twice the size."""
+LEVELS = 32
+"""Bucket sizes 1, 2, 4, ..., 2**31."""
+
+LARGEST = float(np.finfo(np.float64).max)
+
+
+class Adwins(NamedTuple):
+    """n ADWIN detectors.
+
+    buckets: float64[n, LEVELS, BUCKETS + 1, 2], (total, sum of squared deviations) of each bucket, oldest first within
+    a level. counts: int64[n, LEVELS], buckets in use per level. window: float64[n, 3], (width, total, sum of squared
+    deviations) of the whole window. marks: int64[n, 3], (values since the last reset, levels in use, 1 if the last
+    value ended in a detection).
+    """
+
+    buckets: Array
+    counts: Array
+    window: Array
+    marks: Array
+
+
+def new_adwins(n: int) -> Adwins:
+    """n empty ADWIN detectors."""
+    return Adwins(
+        np.zeros((n, LEVELS, BUCKETS + 1, 2)),
+        np.zeros((n, LEVELS), np.int64),
+        np.zeros((n, 3)),
+        np.tile(np.array([0, 1, 0], np.int64), (n, 1)),
+    )
+
+
+@njit(cache=True, error_model="numpy")
+def adwin_reset(a: Adwins, i: int) -> None:
+    """Empty detector i."""
+    a.counts[i] = 0
+    a.window[i] = 0.0
+    a.marks[i, 0], a.marks[i, 1], a.marks[i, 2] = 0, 1, 0
+
+
+@njit(cache=True, error_model="numpy")
+def adwin_width(a: Adwins, i: int) -> float:
+    """How many values the window of detector i holds."""
+    return a.window[i, 0]
+
+
+@njit(cache=True, error_model="numpy")
+def adwin_mean(a: Adwins, i: int) -> float:
+    """Mean of the window of detector i; 0 when it is empty."""
+    return a.window[i, 1] / a.window[i, 0] if a.window[i, 0] > 0.0 else 0.0
+
+
+@njit(cache=True, error_model="numpy")
+def _drop_first(a: Adwins, i: int, level: int, n: int) -> None:
+    """Take the n oldest buckets out of a level."""
+    left = a.counts[i, level] - n
+    for k in range(left):
+        a.buckets[i, level, k, 0] = a.buckets[i, level, k + n, 0]
+        a.buckets[i, level, k, 1] = a.buckets[i, level, k + n, 1]
+    a.counts[i, level] = left
+
+
+@njit(cache=True, error_model="numpy")
+def _forget_oldest(a: Adwins, i: int) -> None:
+    """Take the oldest bucket out of the window, and its share out of the window's moments."""
+    level = a.marks[i, 1] - 1
+    n = float(1 << level)
+    total, squares = a.buckets[i, level, 0, 0], a.buckets[i, level, 0, 1]
+    a.window[i, 0] -= n
+    a.window[i, 1] -= total
+    width = a.window[i, 0]
+    gap = total / n - a.window[i, 1] / width
+    a.window[i, 2] -= squares + n * width * gap * gap / (n + width)
+    _drop_first(a, i, level, 1)
+    if a.counts[i, level] == 0:
+        a.marks[i, 1] = level
+
+
+@njit(cache=True, error_model="numpy")
+def _join_buckets(a: Adwins, i: int) -> None:
+    """Wherever a level holds one bucket too many, join its two oldest into one of the next level."""
+    for level in range(LEVELS):
+        if a.counts[i, level] <= BUCKETS:
+            return
+        if level == LEVELS - 1:
+            _forget_oldest(a, i)
+            return
+        n = float(1 << level)
+        two = a.buckets[i, level]
+        gap = two[0, 0] / n - two[1, 0] / n
+        into = a.counts[i, level + 1]
+        a.buckets[i, level + 1, into, 0] = two[0, 0] + two[1, 0]
+        a.buckets[i, level + 1, into, 1] = two[0, 1] + two[1, 1] + n * 0.5 * gap * gap
+        a.counts[i, level + 1] = into + 1
+        a.marks[i, 1] = max(a.marks[i, 1], level + 2)
+        _drop_first(a, i, level, 2)
+
+
+@njit(cache=True, error_model="numpy")
+def _has_cut(a: Adwins, i: int, delta: float) -> bool:
+    """Whether some cut of the window, from the oldest on, parts values whose means differ.
+
+    The means of n0 old and n1 young values differ when ``|m0 - m1| > sqrt(2 r v d) + 2/3 r d`` with
+    ``r = 1/(n0 - 4) + 1/(n1 - 4)``, v the variance of the window of width W and ``d = log(2 log(W) / delta)``
+    (Bifet and Gavaldà 2007, section 3.2; the 4 is ``SHORTEST - 1``, as in river).
+    """
+    width, total, squares = a.window[i, 0], a.window[i, 1], a.window[i, 2]
+    d = log(2.0 * log(width) / delta)
+    variance = squares / width
+    n0, n1, u0, u1 = 0.0, width, 0.0, total
+    for level in range(a.marks[i, 1] - 1, -1, -1):
+        n = float(1 << level)
+        for k in range(a.counts[i, level]):
+            n0 += n
+            n1 -= n
+            u0 += a.buckets[i, level, k, 0]
+            u1 -= a.buckets[i, level, k, 0]
+            if n1 < SHORTEST:
+                return False
+            if n0 < SHORTEST:
+                continue
+            r = 1.0 / (n0 - SHORTEST + 1.0) + 1.0 / (n1 - SHORTEST + 1.0)
+            if abs(u0 / n0 - u1 / n1) > sqrt(2.0 * r * variance * d) + 2.0 / 3.0 * d * r:
+                return True
+    return False
+
+
+@njit(cache=True, error_model="numpy")
+def adwin_update(a: Adwins, i: int, value: float, delta: float) -> bool:
+    """Give detector i the next value of its series; True when the mean has changed (significance ``delta``).
+
+    At a detection the oldest buckets are dropped until no cut is left, so that ``adwin_mean`` tells the new mean; the
+    value after a detection starts an empty window. Amortised time per value is constant but for the search for
+    cuts, O(log width) at every 32nd value.
+
+    >>> detector = new_adwins(1)
+    >>> values = [0.0] * 320 + [1.0] * 320
+    >>> [t for t, value in enumerate(values) if adwin_update(detector, 0, value, 0.002)]
+    [351]
+    >>> float(adwin_mean(detector, 0))
+    1.0
+    """
+    if a.marks[i, 2] == 1:
+        adwin_reset(a, i)
+    k = a.counts[i, 0]
+    a.buckets[i, 0, k, 0], a.buckets[i, 0, k, 1] = value, 0.0
+    a.counts[i, 0] = k + 1
+    before = a.window[i, 0]
+    a.window[i, 0] = before + 1.0
+    if before > 0.0:
+        gap = value - a.window[i, 1] / before
+        a.window[i, 2] += before * gap * gap / (before + 1.0)
+    a.window[i, 1] += value
+    _join_buckets(a, i)
+    a.marks[i, 0] += 1
+    if a.marks[i, 0] % CLOCK != 0 or a.window[i, 0] <= GRACE:
+        return False
+    found = False
+    while _has_cut(a, i, delta):
+        found = True
+        _forget_oldest(a, i)
+    a.marks[i, 2] = 1 if found else 0
+    return found
+
+
+class PageHinkleys(NamedTuple):
+    """n Page-Hinkley detectors.
+
+    sums: float64[n, 7]: values since the last reset, their mean, the faded sum for a rise, the faded sum for a fall,
+    the least of the first, the greatest of the second, 1 if the last value ended in a detection.
+    """
+
+    sums: Array
+
+
+def new_page_hinkleys(n: int) -> PageHinkleys:
+    """n fresh Page-Hinkley detectors."""
+    return PageHinkleys(np.tile(np.array([0.0, 0.0, 0.0, 0.0, LARGEST, -1.0, 0.0]), (n, 1)))
+
+
+@njit(cache=True, error_model="numpy")
+def page_hinkley_reset(p: PageHinkleys, i: int) -> None:
+    """Make detector i fresh."""
+    p.sums[i] = 0.0
+    p.sums[i, 4], p.sums[i, 5] = LARGEST, -1.0
+
+
+@njit(cache=True, error_model="numpy")
+def page_hinkley_mean(p: PageHinkleys, i: int) -> float:
+    """Mean of the values since detector i was last fresh; 0 when there was none."""
+    return p.sums[i, 1]
+
+
+@njit(cache=True, error_model="numpy")
+def page_hinkley_update(
+    p: PageHinkleys,
+    i: int,
+    value: float,
+    min_instances: int,
+    delta: float,
+    threshold: float,
+    alpha: float,
+    two_sided: bool = True,
+) -> bool:
+    """Give detector i the next value; True when the mean has changed (only risen, where ``two_sided`` is False).
+
+    ``U <- alpha U + (x - mean) - delta``; a rise is found when ``U - min U > threshold``, a fall by the mirror image.
+    No detection before ``min_instances`` values; the value after a detection starts afresh. river's defaults are
+    ``min_instances=30, delta=0.005, threshold=50, alpha=0.9999``; ``two_sided=False`` is its ``mode="up"``.
+
+    >>> detector = new_page_hinkleys(1)
+    >>> values = [0.0] * 300 + [1.0] * 300
+    >>> [t for t, value in enumerate(values) if page_hinkley_update(detector, 0, value, 30, 0.005, 50.0, 0.9999)]
+    [354]
+    """
+    s = p.sums[i]
+    if s[6] == 1.0:
+        page_hinkley_reset(p, i)
+    s[0] += 1.0
+    s[1] += (1.0 / s[0]) * (value - s[1])
+    gap = value - s[1]
+    s[2] = alpha * s[2] + gap - delta
+    s[3] = alpha * s[3] + gap + delta
+    s[4] = min(s[4], s[2])
+    s[5] = max(s[5], s[3])
+    found = s[0] >= min_instances and (s[2] - s[4] > threshold or (two_sided and s[5] - s[3] > threshold))
+    s[6] = 1.0 if found else 0.0
+    return found
