@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from ..models.compiled import compiled
 from ..streams import MAX_CLASSES, NO_LABEL, Array, Batch, StreamSpec
 
 _NO_CODES = np.empty(0, np.int64)
@@ -24,7 +24,7 @@ class Fault:
     reason: str
 
 
-@njit(cache=True)
+@compiled
 def _all_sound(ids: Array, highest: int, x: Array, rules: Array, codes: Array, n_classes: int) -> bool:
     """Whether ids rise above ``highest``, every cell obeys its column's rule and every code is a class or unknown.
 
