@@ -100,6 +100,8 @@ class Loop:
         self._admission = Admission(learner.spec)
         self._due: deque[Record] = deque(maxlen=100_000)
         self._regression = learner.spec.target == "regression"
+        if guard is not None:
+            guard.begin(learner)
 
     # --- pushed by a live program -------------------------------------------------------------------------------
 
