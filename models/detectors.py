@@ -120,11 +120,11 @@ def _join_buckets(a: Adwins, i: int) -> None:
             _forget_oldest(a, i)
             return
         n = float(1 << level)
-        two = a.buckets[i, level]
-        gap = two[0, 0] / n - two[1, 0] / n
+        first, second = a.buckets[i, level, 0, 0], a.buckets[i, level, 1, 0]
+        gap = first / n - second / n
+        squares = a.buckets[i, level, 0, 1] + a.buckets[i, level, 1, 1] + n * 0.5 * gap * gap
         into = a.counts[i, level + 1]
-        a.buckets[i, level + 1, into, 0] = two[0, 0] + two[1, 0]
-        a.buckets[i, level + 1, into, 1] = two[0, 1] + two[1, 1] + n * 0.5 * gap * gap
+        a.buckets[i, level + 1, into, 0], a.buckets[i, level + 1, into, 1] = first + second, squares
         a.counts[i, level + 1] = into + 1
         a.marks[i, 1] = max(a.marks[i, 1], level + 2)
         _drop_first(a, i, level, 2)
