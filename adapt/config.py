@@ -1,0 +1,193 @@
+"""A run's configuration: one frozen dataclass, one TOML file, one set of flags, one source of truth.
+
+``RunConfig`` is always complete: every parameter of the stream and of the learner is there with the value that the run
+uses, so ``config.toml`` in a run folder repeats the run whatever the defaults become. TOML has no null; the
+string ``"none"`` stands for it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ..streams import InputError
+
+DEFAULT_LEARNER = "hoeffding-tree"
+TABLES = {"stream_params": "stream", "learner_params": "learner"}
+
+
+def option(default: Any, meaning: str) -> Any:
+    """A dataclass field with a default and a sentence for whoever asks what it means."""
+    return field(default=default, metadata={"doc": meaning})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    stream: str = option("digits", "built-in name, river:module.Class, or a file")
+    learner: str = option(DEFAULT_LEARNER, "name of the learner, or river:module.Class")
+    label: str | None = option(None, "the target's column in a file (default: the last one; in npz the array y)")
+    batch: int = option(1, "rows that are predicted together, then learnt together")
+    delay: int = option(0, "rows that pass before a label comes")
+    limit: int | None = option(None, "end after this many rows")
+    seed: int = option(0, "seed of the learner, and of a stream that draws its rows")
+    evaluate_every: int = option(0, "stored for continual evaluation, which is not in this version (prequential evaluation is always on)")
+    device: str = option("cpu", "cpu or cuda")
+    every: int = option(100, "rows between two records")
+    window: int = option(1000, "rows of the sliding window")
+    fading: float = option(0.999, "fading factor of the faded metrics")
+    pending: int = option(10_000, "rows that may wait for their label")
+    guard: bool = option(True, "roll a broken learner back to its last good snapshot")
+    stream_params: dict[str, Any] = field(default_factory=dict)
+    learner_params: dict[str, Any] = field(default_factory=dict)
+
+
+LIMITS = {"batch": 1, "delay": 0, "limit": 1, "seed": 0, "every": 1, "window": 1, "pending": 1, "evaluate_every": 0}
+
+
+def check(config: RunConfig) -> RunConfig:
+    """The same configuration, or ``InputError`` for a value outside its range."""
+    for name, lowest in LIMITS.items():
+        value = getattr(config, name)
+        if value is not None and value < lowest:
+            raise InputError(f"{name.replace('_', '-')}: must be at least {lowest}, not {value}")
+    if not 0 < config.fading < 1:
+        raise InputError(f"fading: must be between 0 and 1, not {config.fading}")
+    if config.device not in ("cpu", "cuda"):
+        raise InputError(f"device: must be cpu or cuda, not {config.device!r}")
+    if config.delay >= config.pending:
+        raise InputError(f"delay: {config.delay} rows cannot wait where pending is {config.pending}")
+    return config
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def convert(value: Any, kind: Any, name: str) -> Any:
+    """A value from a flag or a file as the annotated type; ``InputError`` names the key.
+
+    >>> convert("1e-7", float, "delta"), convert("a,b", tuple[str, ...], "drop"), convert("none", int | None, "limit")
+    (1e-07, ('a', 'b'), None)
+    """
+    import msgspec
+
+    if isinstance(value, str):
+        if type(None) in get_args(kind) and value.lower() in ("none", "null"):
+            return None
+        if kind is bool:
+            value = value.lower()
+        if get_origin(kind) is tuple:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as fault:
+        allowed = f": choose from {', '.join(map(str, get_args(kind)))}" if "enum" in str(fault) else ""
+        raise InputError(f"{name}: {str(fault).replace('`', '')}{allowed or f' ({value!r})'}") from None
+
+
+def complete(given: Mapping[str, Any], params: type, of: str) -> dict[str, Any]:
+    """Every parameter of a dataclass with its value: the given ones converted, the others at their defaults."""
+    types = get_type_hints(params)
+    names = [f.name for f in fields(params)]
+    for key in given:
+        if key not in names:
+            raise InputError(f"{of} has no parameter {key!r}; it has {', '.join(names) or 'none'}")
+    defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(params)}  # type: ignore[misc]
+    return {n: convert(given[n], types[n], f"{of}: {n}") if n in given else defaults[n] for n in names}
+
+
+def build(params: type, values: Mapping[str, Any], of: str) -> Any:
+    """The dataclass itself; its own complaints about a value become an ``InputError``."""
+    try:
+        return params(**values)
+    except ValueError as fault:
+        raise InputError(f"{of}: {fault}") from None
+
+
+def assign(settings: Iterable[str], stream: type, learner: type) -> tuple[dict[str, str], dict[str, str]]:
+    """Sort ``--set key=value`` into the stream's and the learner's parameters.
+
+    A key that both have needs its owner named: ``stream.key=value`` or ``learner.key=value``.
+    """
+    known = {"stream": [f.name for f in fields(stream)], "learner": [f.name for f in fields(learner)]}
+    given: dict[str, dict[str, str]] = {"stream": {}, "learner": {}}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting}: expected key=value")
+        owner, dot, bare = key.strip().partition(".")
+        key = bare if dot else owner
+        owners = [o for o, names in known.items() if key in names and (not dot or o == owner)]
+        if len(owners) > 1:
+            raise InputError(f"--set {key}: stream and learner both have it; say stream.{key} or learner.{key}")
+        if not owners:
+            there = "; ".join(f"{o}: {', '.join(names) or 'none'}" for o, names in known.items())
+            raise InputError(f"--set {setting.partition('=')[0]}: no such parameter ({there})")
+        given[owners[0]][key] = value.strip()
+    return given["stream"], given["learner"]
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys that a configuration file gives; unknown ones are an ``InputError`` that names them."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise InputError(f"{path}: {fault.strerror or fault}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise InputError(f"{path}: not TOML: {fault}") from None
+    types = get_type_hints(RunConfig)
+    for key, value in given.items():
+        if key not in types:
+            raise InputError(f"{path}: unknown key {key!r}; known are {', '.join(types)}")
+        if key in TABLES and not isinstance(value, dict):
+            raise InputError(f"{path}: {key} must be a table")
+    return {k: v if k in TABLES else convert(v, types[k], f"{path}: {k}") for k, v in given.items()}
+
+
+def to_toml(config: RunConfig) -> str:
+    """The whole configuration as TOML that ``read_toml`` reads back to an equal one."""
+    values = asdict(config)
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in TABLES]
+    for table in TABLES:
+        lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in values[table].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_toml(str(k))} = {_toml(v)}' for k, v in value.items())}}}"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def difference(kept: RunConfig, asked: RunConfig) -> str | None:
+    """The first key in which two configurations differ, with both values; None where they are the same run."""
+    for name, value in asdict(kept).items():
+        other = getattr(asked, name)
+        if name not in TABLES:
+            if value != other:
+                return f"{name} is {_toml(value)} there, {_toml(other)} was asked for"
+        elif plain_tuples(value) != plain_tuples(other):
+            key = next(k for k in [*value, *other] if plain_tuples(value).get(k) != plain_tuples(other).get(k))
+            return f"{name}.{key} is {_toml(value.get(key))} there, {_toml(other.get(key))} was asked for"
+    return None
+
+
+def plain_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as tuples: TOML knows only one of the two."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}

@@ -1,0 +1,259 @@
+"""One run from configuration to summary: the stream is opened, the learner built, the loop driven, the folder written."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.prequential import Prequential
+from ..streams import Batch, Event, InputError, Labels, StreamSpec
+from .checkpoint import Checkpointer
+from .config import RunConfig, difference, make_stream, params_of_learner, resolve, to_toml
+from .folder import CHECKPOINT, CONFIG, SUMMARY, RecordWriter, holds_run, make_folder, plain, read_summary, to_json, write_whole
+from .guard import Guard
+from .learner import CannotCheckpoint, Learner
+from .learners import learner_class, make_learner
+from .loop import Loop, Record
+from .state import digest, state_bytes
+
+WARM_UP_ROWS = 24
+
+
+class Run:
+    """A run that can be stepped through, stopped, killed and resumed.
+
+    out: the folder it is written to; None writes nothing. resume: go on from the newest whole checkpoint in ``out``
+    (or start, where there is none). Raises ``InputError`` for a configuration that cannot work.
+
+    ``steps()`` yields the loop's records once they are written. ``summary()`` may be asked for at any time.
+    ``notes`` are lines for a person: what this run cannot do, and checkpoints that were refused.
+    """
+
+    def __init__(self, config: RunConfig, out: Path | None = None, *, resume: bool = False) -> None:
+        self.config = config
+        self.out = out
+        self.notes: list[str] = []
+        self.status = "interrupted"
+        if config.evaluate_every:
+            self.notes.append("evaluate-every is stored only: continual evaluation is not in this version")
+        if out is not None:
+            _enter(out, config, resume)
+        self.stream = make_stream(config)
+        self.warm_up_seconds = _warm_up(config, self.stream.spec)
+        self.learner = _build(config, self.stream.spec)
+        self.evaluator = Prequential(self.stream.spec, window=config.window, fading=config.fading)
+        self.loop = self._make_loop()
+        self._writer = self._open_folder(resume) if out is not None else None
+        self._first_step = self.loop.step
+        self._elapsed = 0.0
+
+    def _make_loop(self) -> Loop:
+        config = self.config
+        savable = can_checkpoint(self.learner)
+        if savable is not None:
+            without = "no guard and no checkpoint" if self.out else "no guard"
+            self.notes.append(f"{config.learner} runs with {without}: {savable}")
+        keeps = savable is None and self.out is not None
+        return Loop(
+            self.learner,
+            evaluators=[self.evaluator],
+            guard=Guard() if config.guard and savable is None else None,
+            checkpoint=Checkpointer(self.out / CHECKPOINT) if keeps and self.out is not None else None,
+            pending=config.pending,
+            row_by_row=config.batch == 1,
+            every=config.every,
+        )
+
+    def _open_folder(self, resume: bool) -> RecordWriter:
+        """Restore what the newest checkpoint holds, cut the files to it, and be ready to write."""
+        assert self.out is not None
+        kept = None
+        if resume and self.loop.checkpoint is None and (self.out / CONFIG).exists():
+            raise InputError(f"{self.out}: {self.config.learner} keeps no checkpoint, so this run cannot be resumed")
+        if self.loop.checkpoint is not None:
+            saved = self.loop.checkpoint.load_newest()
+            self.notes += self.loop.checkpoint.notes
+            if saved is not None:
+                self.loop.load(saved.parts)
+                self.stream.seek(saved.cursor)
+                kept = self.loop.written
+        columns = [*self.evaluator.columns, *self.learner.telemetry()]
+        writer = RecordWriter(self.out, list(dict.fromkeys(columns)), kept)
+        write_whole(self.out / CONFIG, to_toml(self.config))
+        return writer
+
+    def steps(self) -> Iterator[Record]:
+        """Run to the end of the stream, or until ``stop``; every record is handed out after it was written."""
+        started = perf_counter()
+        for record in self.loop.steps(self.stream):
+            if self._writer is not None:
+                self._writer.write(record, self.loop)
+            self._elapsed = perf_counter() - started
+            yield record
+        self._elapsed = perf_counter() - started
+        self.status = "interrupted" if self.loop.stopping else "done"
+        if self._writer is not None and self.out is not None:
+            self._writer.close()
+            write_whole(self.out / SUMMARY, to_json(self.summary()))
+
+    def stop(self) -> None:
+        """Finish the event at hand, save, and end. Safe in a signal handler, any number of times."""
+        self.loop.stop()
+
+    def summary(self) -> dict[str, Any]:
+        """Everything of summary.json, as plain numbers; a key that does not apply is None."""
+        from .. import __version__
+
+        found = self.loop.summary()
+        rows = self.loop.step - self._first_step
+        state = None if can_checkpoint(self.learner) else self.learner.state()
+        facts = {
+            "driftway": __version__,
+            "stream": self.stream.spec.name,
+            "learner": self.config.learner,
+            "seed": self.config.seed,
+            "status": self.status,
+            **dict.fromkeys(SCORES),
+            "baseline": {"majority": None, "no_change": None},
+            "examples_per_second": round(rows / self._elapsed, 1) if self._elapsed else None,
+            "seconds": None,
+            "latency_ms": None,
+            "peak_rss_mb": round(_peak_mb(), 2),
+            "state_mb": None if state is None else round(state_bytes(state) / 1e6, 6),
+            **dict.fromkeys(COUNTS),
+            "state_sha256": None if state is None else digest(state),
+        }
+        facts |= found
+        facts["warm_up_seconds"] = round(self.warm_up_seconds, 3)
+        return dict(plain(facts))
+
+
+SCORES = ("examples", "labelled", "accuracy", "accuracy_window", "kappa", "kappa_m", "kappa_t", "logloss", "continual")
+COUNTS = ("quarantined", "dropped_labels", "rollbacks", "drift_alarms")
+CLOCKS = ("examples_per_second", "seconds", "latency_ms", "peak_rss_mb", "warm_up_seconds")
+"""Keys of a summary that depend on the machine and the moment; all others repeat bit for bit."""
+
+
+def finished(out: Path, config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run of this configuration that ended in this folder; None where there is more to do."""
+    if not (out / CONFIG).exists():
+        return None
+    _same_run(out, config)
+    summary = read_summary(out)
+    return summary if summary is not None and summary.get("status") == "done" else None
+
+
+def _enter(out: Path, config: RunConfig, resume: bool) -> None:
+    """Make sure that the folder may be written to for this run."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: this is a file")
+    if holds_run(out):
+        if not resume:
+            raise InputError(f"--out {out}: holds a run already; --resume continues it")
+        _same_run(out, config)
+    make_folder(out)
+
+
+def _same_run(out: Path, config: RunConfig) -> None:
+    if (out / CONFIG).exists():
+        unlike = difference(resolve({}, config=out / CONFIG), config)
+        if unlike:
+            raise InputError(f"{out} holds another run: {unlike}")
+
+
+def can_checkpoint(learner: Learner) -> str | None:
+    """None where the learner's state is a ``State``, else the reason why it is not."""
+    try:
+        learner.state()
+    except CannotCheckpoint as reason:
+        return str(reason)
+    return None
+
+
+def _build(config: RunConfig, spec: StreamSpec) -> Learner:
+    """The learner, once it is sure that it can work on this stream and device."""
+    kind = learner_class(config.learner)
+    if spec.target not in kind.targets:
+        raise InputError(f"{config.learner} is for {' and '.join(sorted(kind.targets))}; {spec.name} is {spec.target}")
+    if config.device not in kind.devices:
+        raise InputError(f"{config.learner} runs on the {' or '.join(sorted(kind.devices))} only, not on {config.device}")
+    return make_learner(config.learner, spec, config.learner_params, config.seed)
+
+
+@dataclass(frozen=True)
+class _MadeUp:
+    """A few events as a stream."""
+
+    spec: StreamSpec
+    events: list[Event]
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def cursor(self) -> dict[str, Any]:
+        return {}
+
+    def seek(self, cursor: dict[str, Any]) -> None:
+        """Always starts anew."""
+
+
+def _warm_up(config: RunConfig, spec: StreamSpec) -> float:
+    """Compile what the run will call, on made-up rows and throw-away objects; returns the seconds it took."""
+    started = perf_counter()
+    rng = np.random.default_rng(0)
+    n = WARM_UP_ROWS
+    x = rng.normal(size=(n, spec.n_features))
+    for j, column in enumerate(spec.columns):
+        if column.categories is not None:
+            x[:, j] = rng.integers(0, max(1, len(column.categories)), n)
+    y: Any = rng.normal(size=n)
+    if spec.target == "classification":
+        y = np.arange(n, dtype=np.int64) % min(n, spec.n_classes or 2)
+    first, second = slice(0, n // 2), slice(n // 2, n)
+    ids = np.arange(n)
+    events: list[Event] = [
+        Batch(ids[first], x[first], 0.0, y[first]),
+        Batch(ids[second], x[second], 0.0),
+        Labels(ids[second], y[second], 0.0),
+    ]
+    for row_by_row in {config.batch == 1, False}:
+        evaluator = Prequential(spec, window=config.window, fading=config.fading)
+        loop = Loop(_build(config, spec), evaluators=[evaluator], row_by_row=row_by_row, every=n)
+        for _ in loop.steps(_MadeUp(spec, events)):
+            pass
+    return perf_counter() - started
+
+
+def _peak_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+@contextmanager
+def signals_stop(run: Run) -> Iterator[None]:
+    """While inside, SIGINT and SIGTERM ask the run to stop; a second one changes nothing."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        run.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """The same run with another seed."""
+    return replace(config, seed=seed)
