@@ -11,18 +11,22 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "streams": (
-        "Batch Labels Forget Boundary Rejected Column StreamSpec Stream InputError NO_LABEL"
-    ),
+    "streams": ("Batch Labels Forget Boundary Rejected Column StreamSpec Stream InputError NO_LABEL"),
     "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",
+    "adapt.learners": "learner=make_learner",
+    "adapt.guard": "Guard Rollback",
+    "adapt.checkpoint": "Checkpointer",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+_HOME = {
+    name.partition("=")[0]: (home, name.split("=")[-1]) for home, names in _HOMES.items() for name in names.split()
+}
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - built from the table above
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        home, real = _HOME[name]
+        return getattr(importlib.import_module(f".{home}", __name__), real)
     raise AttributeError(f"module 'driftway' has no attribute {name!r}")
 
 

@@ -1,1 +1,95 @@
-"""Learners: one method, one file."""
+"""Learners: one method, one file, one line in the table below."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from ...streams import InputError, StreamSpec
+from ..learner import Learner
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the table. home: ``module:Class`` in this folder. takes: what follows the name after a colon."""
+
+    home: str
+    summary: str
+    citation: str = ""
+    takes: str = ""
+
+    def load(self) -> type[Learner]:
+        """The class itself; its module is imported only now."""
+        module, _, name = self.home.partition(":")
+        found: type[Learner] = getattr(importlib.import_module(f".{module}", __name__), name)
+        return found
+
+
+_GAMA = "Gama, Sebastião, Rodrigues: On evaluating stream learning algorithms. Machine Learning 90, 2013"
+_RIVER = "Montiel et al.: River: machine learning for streaming data in Python. JMLR 22(110), 2021"
+_LOGISTIC = "Bishop: Pattern recognition and machine learning, 2006, sections 4.3.2 and 3.1.3"
+
+LEARNERS: dict[str, Entry] = {
+    "majority": Entry("majority:Majority", "the commonest class so far, or the running mean", _GAMA),
+    "no-change": Entry("no_change:NoChange", "the label that came last", _GAMA),
+    "logistic": Entry("logistic:Logistic", "online softmax or linear regression on standardised columns", _LOGISTIC),
+    "river": Entry("river_model:RiverModel", "any river classifier or regressor", _RIVER, "module.Class"),
+    "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
+}
+
+
+def find_learner(name: str) -> tuple[Entry, str]:
+    """The table's entry for ``name`` and what stood after a colon; ``InputError`` with near matches if unknown."""
+    head, _, rest = name.partition(":")
+    if head not in LEARNERS:
+        near = get_close_matches(head, LEARNERS, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(LEARNERS)}"
+        raise InputError(f"unknown learner {name!r}: {hint}")
+    entry = LEARNERS[head]
+    if rest and not entry.takes:
+        raise InputError(f"learner {head!r} takes nothing after a colon, got {rest!r}")
+    return entry, rest
+
+
+def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, **settings: Any) -> Learner:
+    """A learner by its name in the table, for streams of this spec.
+
+    settings: the learner's parameters; text is converted to each parameter's type, so that flags can be passed on as
+    they are. Raises ``InputError`` for an unknown name, parameter or value, and where the learner cannot do the
+    stream's kind of target.
+
+    >>> from driftway.streams import Column, StreamSpec
+    >>> make_learner("logistic", StreamSpec("s", (Column("a"),), classes=("n", "y")), rate="0.1").params.rate
+    0.1
+    """
+    entry, rest = find_learner(name)
+    kind = entry.load()
+    if spec.target not in kind.targets:
+        raise InputError(f"learner {name!r} does {' and '.join(kind.targets)}, stream {spec.name!r} is {spec.target}")
+    if not spec.columns:
+        raise InputError(f"stream {spec.name!r} has no columns to learn from")
+    gather = getattr(kind, "gather", None)
+    params = gather(rest, settings) if gather is not None else read_params(kind.Params, settings, name)
+    return kind(spec, params, seed)
+
+
+def read_params(kind: type[Any], settings: Mapping[str, Any], owner: str) -> Any:
+    """A parameter dataclass out of a mapping of values or text; ``InputError`` names what does not fit.
+
+    owner: whose parameters they are, for the message.
+    """
+    import msgspec
+
+    known = [f.name for f in fields(kind)]
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes: {', '.join(known) or 'none'}"
+            raise InputError(f"{owner} has no parameter {key!r}: {hint}")
+    try:
+        return msgspec.convert(dict(settings), kind, strict=False)
+    except msgspec.ValidationError as fault:
+        raise InputError(f"{owner}: {str(fault).replace(' - at `$.', ' for `')}") from None
