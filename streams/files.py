@@ -1,0 +1,112 @@
+"""Files as streams: csv, tsv, jsonl, parquet and npz, each row an example, row order as time.
+
+Rows are numbered from 0; the header is no row, blank and broken rows are. That number is the row's id and its time.
+Everything but npz is read block by block, so memory does not depend on the length of the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .sources import BlockStream, MissingLabel
+from .spec import InputError, StreamSpec
+from .table import Rules, TableBlocks, follow, settle
+
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet", ".npz")
+
+
+def option(default: Any, meaning: str) -> Any:
+    """A dataclass field with a default and a sentence for whoever asks what it means."""
+    return field(default=default, metadata={"doc": meaning})
+
+
+@dataclass(frozen=True)
+class FileParams:
+    """How a file is read."""
+
+    header: Literal["auto", "yes", "no"] = option(
+        "auto", "is the first line a header; auto: yes if its cells are all different and none is a number"
+    )
+    delimiter: str = option("auto", "field separator of delimited text; auto: the first of , ; tab | in line 1")
+    target: Literal["auto", "classification", "regression"] = option(
+        "auto", "auto: numeric labels with over 100 distinct values (over 10 if any is fractional) are regression"
+    )
+    prefix: int = option(1000, "rows that settle the types of the columns, their categories and the classes")
+    nominal: tuple[str, ...] = option((), "columns that are nominal though they look like numbers")
+    drop: tuple[str, ...] = option((), "columns that are left out")
+    classes: tuple[str, ...] = option(
+        (), "class names in code order; 'open': those of the prefix, and later ones join; default: those of the prefix"
+    )
+    missing: bool = option(True, "are missing feature values allowed (as NaN)")
+    missing_label: MissingLabel = option("reject", "a row without a label: 'reject' or 'keep' (to be predicted only)")
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that tells the format (``.csv.gz``), lower case."""
+    last = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + last if last == ".gz" else last
+
+
+def open_file(
+    path: str | Path,
+    *,
+    label: str | int | None = None,
+    params: FileParams | None = None,
+    spec: StreamSpec | None = None,
+) -> BlockStream:
+    """A file as a stream that can be seeked to any event.
+
+    label: name or number of the label's column (default: the last one; in npz the array ``y``). With ``spec`` the
+    columns, categories and classes are those of the spec, found by name; without it they are settled from the first
+    ``params.prefix`` rows: a column is numeric if 90 % of its cells there are numbers or missing, else a date or time (ISO;
+    seconds since 1970) by the same rule, else nominal.
+
+    Missing cells are empty, ``?``, ``NA``, ``N/A``, ``NaN``, ``null``. A nominal column settled from the prefix is open: a category
+    that was not in the prefix gets the code ``len(categories)``, one code for all such. In a closed column of a given
+    spec it makes a ``Rejected`` row. Class codes follow the sorted names (by number where they are numbers) of the
+    prefix; a label outside them makes a ``Rejected`` row, unless ``classes=("open",)``.
+
+    Rows that cannot be read (wrong width, a cell that is no number, an infinite value, a missing label, broken quotes,
+    a blank line, not UTF-8) become ``Rejected`` events with row number and reason. Raises ``InputError``, in one line, for a file
+    that cannot be a stream at all, and while iterating where a damaged end is only met then.
+    """
+    path, params = Path(path), params or FileParams()
+    suffix = suffix_of(path)
+    if path.is_dir():
+        raise InputError(f"{path}: this is a directory; a stream is one file")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path}: unknown suffix {suffix or '(none)'!r}; known are {', '.join(SUFFIXES)}")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    rules = Rules(
+        params.target,
+        params.prefix,
+        params.nominal,
+        params.drop,
+        params.classes,
+        params.missing,
+        params.missing_label,
+    )
+    if suffix == ".npz":
+        from .npz import open_npz
+
+        return open_npz(path, label, rules)
+    reader = _reader(path, suffix, params)
+    plan = settle(reader, label, rules) if spec is None else follow(reader, spec, params.missing_label)
+    return BlockStream(plan.spec, TableBlocks(reader, plan))
+
+
+def _reader(path: Path, suffix: str, params: FileParams) -> Any:
+    if suffix == ".parquet":
+        from .parquet import Parquet
+
+        return Parquet(path)
+    from .readers import Delimited, JsonLines
+
+    if suffix.startswith(".jsonl"):
+        return JsonLines(path, params.prefix)
+    return Delimited(path, params.delimiter, params.header)

@@ -1,0 +1,73 @@
+"""NumPy archives as streams: arrays ``x`` and ``y`` (and ``feature_names``, ``class_names`` where they are there)."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from .events import NO_LABEL, Array
+from .sources import BLOCK, BlockStream, Position, from_arrays
+from .spec import InputError
+from .table import Raw, Rules, TableBlocks, settle
+
+
+def read_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, Array]:
+    """The arrays of an archive. Object arrays are refused (they would run code). Raises InputError in one line."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InputError(f"{path}: one bare array, not an npz archive")
+            return {k: archive[k] for k in (archive.files if keys is None else keys) if k in archive.files}
+    except ValueError as error:
+        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+            raise InputError(f"{path}: object arrays are refused; save plain numbers or text") from None
+        raise InputError(f"{path}: not a readable npz archive ({error})") from None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError) as error:
+        raise InputError(f"{path}: not a readable npz archive ({error})") from None
+
+
+class ArrayCells:
+    """A table reader over arrays in memory: text columns, or labels whose names must be found."""
+
+    start: Position = {"row": 0}
+
+    def __init__(self, name: str, names: tuple[str, ...], x: Array, y: Array) -> None:
+        self.name, self.names, self.length = name, names, len(x)
+        self._columns = [*x.T, y]
+
+    def read(self, at: Position) -> Raw:
+        row = at["row"]
+        stop = min(row + BLOCK, self.length)
+        following = {"row": stop} if stop < self.length else None
+        columns = [c[row:stop] if c.dtype.kind in "iuf" else c[row:stop].tolist() for c in self._columns]
+        return Raw(np.arange(row, stop), columns, {}, following)
+
+
+def open_npz(path: Path, label: str | int | None, rules: Rules) -> BlockStream:
+    """x: [N, ...] numbers or [N, d] text; y (or the array named by ``label``): [N] numbers or text."""
+    arrays = read_arrays(path)
+    target = "y" if label is None else str(label)
+    for key in ("x", target):
+        if key not in arrays:
+            raise InputError(f"{path}: no array {key!r}; the arrays are {', '.join(arrays) or 'none'}")
+    x, y = arrays["x"], arrays[target]
+    if x.ndim < 2 or y.shape != (len(x),) or not len(x):
+        raise InputError(f"{path}: x has shape {list(x.shape)} and {target} {list(y.shape)}; [N, ...] and [N] are needed")
+    if x.dtype.kind not in "biufU" or y.dtype.kind not in "biufU":
+        raise InputError(f"{path}: x is {x.dtype} and {target} is {y.dtype}; numbers or text are needed")
+    width = int(np.prod(x.shape[1:]))
+    names = tuple(arrays["feature_names"].tolist()) if "feature_names" in arrays else tuple(f"x{j}" for j in range(width))
+    if len(names) != width:
+        raise InputError(f"{path}: {len(names)} feature_names for {width} columns")
+    flat = x.reshape(len(x), width)
+    if "class_names" in arrays and y.dtype.kind in "biu":
+        classes = tuple(arrays["class_names"].tolist())
+        return from_arrays(x, y, name=path.name, columns=names, classes=classes, missing_label=rules.missing_label)
+    if y.dtype.kind == "i" and np.any(y == NO_LABEL) and set(np.unique(y).tolist()) != {-1, 1}:
+        y = np.where(y == NO_LABEL, np.nan, y)
+    reader = ArrayCells(path.name, (*names, target), flat, y)
+    plan = settle(reader, target, Rules(**{**vars(rules), "prefix": len(x)}))
+    return BlockStream(plan.spec, TableBlocks(reader, plan))
