@@ -54,6 +54,22 @@ def find_learner(name: str) -> tuple[Entry, str]:
     return entry, rest
 
 
+def learner_class(name: str) -> type[Learner]:
+    """The class behind a name; raises ``InputError`` where there is none."""
+    return find_learner(name)[0].load()
+
+
+def learner_params(name: str) -> type[Any]:
+    """The dataclass of all parameters that ``name`` takes, with their types and defaults.
+
+    Where the name goes on after a colon (``river:...``, ``frozen:...``) it is made for what stands there.
+    """
+    entry, rest = find_learner(name)
+    kind = entry.load()
+    made: type[Any] = kind.params_for(rest) if entry.takes else kind.Params  # type: ignore[attr-defined]
+    return made
+
+
 def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, **settings: Any) -> Learner:
     """A learner by its name in the table, for streams of this spec.
 
@@ -65,22 +81,17 @@ def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, **settings: Any)
     >>> make_learner("logistic", StreamSpec("s", (Column("a"),), classes=("n", "y")), rate="0.1").params.rate
     0.1
     """
-    entry, rest = find_learner(name)
-    kind = entry.load()
+    kind = learner_class(name)
     if spec.target not in kind.targets:
-        raise InputError(f"learner {name!r} does {' and '.join(kind.targets)}, stream {spec.name!r} is {spec.target}")
+        does = " and ".join(sorted(kind.targets))
+        raise InputError(f"learner {name!r} does {does}, stream {spec.name!r} is {spec.target}")
     if not spec.columns:
         raise InputError(f"stream {spec.name!r} has no columns to learn from")
-    gather = getattr(kind, "gather", None)
-    params = gather(rest, settings) if gather is not None else read_params(kind.Params, settings, name)
-    return kind(spec, params, seed)
+    return kind(spec, _read_params(learner_params(name), settings, name), seed)
 
 
-def read_params(kind: type[Any], settings: Mapping[str, Any], owner: str) -> Any:
-    """A parameter dataclass out of a mapping of values or text; ``InputError`` names what does not fit.
-
-    owner: whose parameters they are, for the message.
-    """
+def _read_params(kind: type[Any], settings: Mapping[str, Any], name: str) -> Any:
+    """The parameter dataclass filled from values or text; ``InputError`` names what does not fit."""
     import msgspec
 
     known = [f.name for f in fields(kind)]
@@ -88,8 +99,8 @@ def read_params(kind: type[Any], settings: Mapping[str, Any], owner: str) -> Any
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it takes: {', '.join(known) or 'none'}"
-            raise InputError(f"{owner} has no parameter {key!r}: {hint}")
+            raise InputError(f"learner {name!r} has no parameter {key!r}: {hint}")
     try:
         return msgspec.convert(dict(settings), kind, strict=False)
     except msgspec.ValidationError as fault:
-        raise InputError(f"{owner}: {str(fault).replace(' - at `$.', ' for `')}") from None
+        raise InputError(f"learner {name!r}: {str(fault).replace(' - at `$.', ' for `')}") from None

@@ -5,9 +5,8 @@ The control beside every adaptive learner. The difference between the two is wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from typing import Any, ClassVar, get_type_hints
 
 from ...streams import Batch, InputError, StreamSpec
 from ..learner import Learner, Prediction, State, stack
@@ -16,18 +15,17 @@ from ..learner import Learner, Prediction, State, stack
 class Frozen(Learner):
     """Hands the first ``after`` labelled rows to another learner and nothing from then on.
 
-    Named ``frozen:LEARNER``; settings that are not its own go to that learner.
+    Named ``frozen:LEARNER`` (``frozen`` alone: logistic); takes that learner's parameters beside its own.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"classification", "regression"})
 
     @dataclass(frozen=True)
     class Params:
-        """learner: the one that is frozen. after: labelled rows it may learn from. settings: its parameters."""
+        """after: labelled rows that are learnt. Those of the other learner stand beside it (see ``params_for``)."""
 
-        learner: str = "logistic"
         after: int = 500
-        settings: dict[str, Any] = field(default_factory=dict)
+        learner: ClassVar[str] = "logistic"
 
         def __post_init__(self) -> None:
             if self.after < 0:
@@ -37,23 +35,22 @@ class Frozen(Learner):
         from . import make_learner
 
         super().__init__(spec, params, seed)
-        if self.params.learner.partition(":")[0] == "frozen":
-            raise InputError("frozen: a frozen learner cannot be frozen again")
-        self._inner = make_learner(self.params.learner, spec, seed=seed, **self.params.settings)
+        inner = {k: v for k, v in asdict(self.params).items() if k != "after"}
+        self._inner = make_learner(self.params.learner, spec, seed=seed, **inner)
         self._seen = 0
 
     @classmethod
-    def gather(cls, rest: str, settings: Mapping[str, Any]) -> Params:
-        """Parameters out of ``frozen:REST`` and one flat mapping of its own and the inner learner's settings."""
-        from . import read_params
+    def params_for(cls, learner: str) -> type[Params]:
+        """The parameters of ``frozen:LEARNER``: ``after`` and all of the other learner's."""
+        from . import learner_params
 
-        own = {k: v for k, v in settings.items() if k in ("learner", "after", "settings")}
-        inner = {k: v for k, v in settings.items() if k not in own}
-        if rest:
-            own["learner"] = rest
-        own["settings"] = {**own.get("settings", {}), **inner}
-        params: Frozen.Params = read_params(cls.Params, own, "frozen")
-        return params
+        if learner.partition(":")[0] == "frozen":
+            raise InputError("frozen: a frozen learner cannot be frozen again")
+        own = {"learner": learner or cls.Params.learner}
+        theirs = learner_params(own["learner"])
+        types = get_type_hints(theirs)
+        inner = [(f.name, types[f.name], _same_default(f)) for f in fields(theirs)]
+        return make_dataclass("Params", inner, bases=(cls.Params,), namespace=own, frozen=True)
 
     @property
     def frozen(self) -> bool:
@@ -96,3 +93,7 @@ class Frozen(Learner):
 
     def telemetry(self) -> dict[str, float]:
         return {"frozen": float(self.frozen), **self._inner.telemetry()}
+
+
+def _same_default(of: Any) -> Any:
+    return field(default=of.default, default_factory=of.default_factory, metadata=of.metadata)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit
 
+from ...models.compiled import compiled
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Learner, Prediction, State
 
@@ -28,7 +28,7 @@ _HUGE = 1e100
 """Larger magnitudes enter the statistics as this, so that their squares stay finite."""
 
 
-@njit(cache=True)
+@compiled
 def _observe(value: float, stats: Array, j: int) -> None:
     """Welford's update of column j of stats: float64[3, d] holding count, mean and sum of squared deviations."""
     value = min(max(value, -_HUGE), _HUGE)
@@ -38,7 +38,7 @@ def _observe(value: float, stats: Array, j: int) -> None:
     stats[2, j] += delta * (value - stats[1, j])
 
 
-@njit(cache=True)
+@compiled
 def _standard(value: float, stats: Array, j: int, clip: float) -> float:
     """The value in standard deviations from the mean, within ±clip; 0 for a missing one or a constant column."""
     if np.isnan(value) or stats[2, j] <= 0.0:
@@ -46,7 +46,7 @@ def _standard(value: float, stats: Array, j: int, clip: float) -> float:
     return min(max((value - stats[1, j]) / np.sqrt(stats[2, j] / stats[0, j]), -clip), clip)
 
 
-@njit(cache=True)
+@compiled
 def _encode(x: Array, stats: Array, layout: Array, clip: float, place: Array, z: Array) -> None:
     """Write the row's inputs: z[j] at place[j]. layout: int64[2, d], first place and number of places (0: numeric)."""
     for j in range(x.shape[0]):
@@ -60,7 +60,7 @@ def _encode(x: Array, stats: Array, layout: Array, clip: float, place: Array, z:
             z[j] = 1.0
 
 
-@njit(cache=True)
+@compiled
 def _scores(weights: Array, classes: int, place: Array, z: Array, out: Array) -> None:
     """out[:classes] = softmax over the known classes; place 0 is the bias."""
     for k in range(classes):
@@ -78,7 +78,7 @@ def _scores(weights: Array, classes: int, place: Array, z: Array, out: Array) ->
         out[k] /= total
 
 
-@njit(cache=True)
+@compiled
 def _value(weights: Array, place: Array, z: Array) -> float:
     value = weights[0, 0]
     for j in range(z.shape[0]):
@@ -86,7 +86,7 @@ def _value(weights: Array, place: Array, z: Array) -> float:
     return value
 
 
-@njit(cache=True)
+@compiled
 def _learn_class(
     x: Array,
     y: int,
@@ -115,7 +115,7 @@ def _learn_class(
                 weights[place[j], k] -= rate * (p[k] * z[j] + l2 * weights[place[j], k])
 
 
-@njit(cache=True)
+@compiled
 def _learn_value(
     x: Array, y: float, weights: Array, stats: Array, layout: Array, knobs: Array, place: Array, z: Array
 ) -> None:
@@ -137,7 +137,7 @@ def _learn_value(
             weights[place[j], 0] += step * miss * z[j] - knobs[0] * knobs[2] * weights[place[j], 0]
 
 
-@njit(cache=True)
+@compiled
 def _run_classes(
     x: Array,
     y: Array,
@@ -161,7 +161,7 @@ def _run_classes(
             _learn_class(x[i], y[i], weights, classes, stats, layout, knobs, place, z, p)
 
 
-@njit(cache=True)
+@compiled
 def _run_values(
     x: Array, y: Array, test: bool, weights: Array, stats: Array, layout: Array, knobs: Array, output: Array
 ) -> None:

@@ -32,7 +32,7 @@ class NoChange(Learner):
         if self.spec.target == "regression":
             return Prediction(output)
         scores = np.zeros((len(batch), self._classes))
-        scores[:, self._last] = 1.0
+        scores[:, int(self._last)] = 1.0
         return Prediction(output, scores)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, make_dataclass
 from difflib import get_close_matches
+from functools import reduce
+from operator import or_
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,50 +20,57 @@ import numpy as np
 from ...streams import Array, Batch, InputError, StreamSpec
 from ..learner import CannotCheckpoint, Learner, Prediction, State
 
+_PLAIN: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "None": None}
+
 
 class RiverModel(Learner):
-    """``river:module.Class``, such as ``river:forest.ARFClassifier``; settings go to the class's constructor.
+    """``river:module.Class``, such as ``river:forest.ARFClassifier``; parameters are those of the class.
 
-    It is given the seed where its constructor takes one. Predicting asks for probabilities and answers with the
-    likeliest class. Whether predicting leaves the model unchanged is river's promise, not ours.
+    Those are meant that a flag can say: numbers, text and booleans. The seed is passed on where the class takes one.
+    Predicting asks for probabilities and answers with the likeliest class. Whether that leaves the model unchanged is
+    river's promise, not ours.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"classification", "regression"})
 
     @dataclass(frozen=True)
     class Params:
-        """model: ``module.Class`` below river. settings: plain values for its constructor."""
+        """What the class takes (see ``params_for``)."""
 
-        model: str
-        settings: dict[str, Any] = field(default_factory=dict)
+        model: ClassVar[str] = ""
 
     def __init__(self, spec: StreamSpec, params: Params | None = None, seed: int = 0) -> None:
-        if params is None:
-            raise InputError("river: say which model, as in river:tree.HoeffdingTreeClassifier")
         super().__init__(spec, params, seed)
-        kind = _find_class(params.model)
-        _check_target(kind, params.model, spec)
-        taken = inspect.signature(kind).parameters
-        settings = {k: _converted(taken, k, v, params.model) for k, v in params.settings.items()}
-        if "seed" in taken:
-            settings.setdefault("seed", seed)
+        name = self.params.model
+        kind = _find_class(name)
+        settings = {k: _number_if_allowed(v, self.params.__annotations__[k]) for k, v in asdict(self.params).items()}
+        if "seed" in inspect.signature(kind).parameters:
+            settings["seed"] = seed
         try:
             self._model = kind(**settings)
         except (TypeError, ValueError) as fault:
-            raise InputError(f"river:{params.model} cannot be built: {fault}") from None
-        if spec.target == "classification" and spec.n_classes != 2 and not self._model._multiclass:
-            many = "unknown classes" if spec.n_classes is None else f"{spec.n_classes} classes"
-            raise InputError(f"river:{params.model} knows two classes, stream {spec.name!r} has {many}")
+            raise InputError(f"river:{name} cannot be built: {fault}") from None
+        _check_target(self._model, name, spec)
         self._names = [c.name for c in spec.columns]
         self._categories = [c.categories for c in spec.columns]
         self._classes = max(1, spec.n_classes or 0)
 
     @classmethod
-    def gather(cls, rest: str, settings: Mapping[str, Any]) -> Params:
-        """Parameters out of ``river:REST`` and the settings for the model's constructor."""
-        if not rest:
-            raise InputError("river: say which model, as in river:tree.HoeffdingTreeClassifier")
-        return cls.Params(rest, dict(settings))
+    def params_for(cls, model: str) -> type[Params]:
+        """The parameters of ``river:MODEL``: those of its constructor whose values are numbers, text or booleans."""
+        if not model:
+            return cls.Params
+        made: list[tuple[str, Any, Any]] = []
+        for name, taken in inspect.signature(_find_class(model)).parameters.items():
+            if taken.default is inspect.Parameter.empty and taken.kind in (
+                taken.POSITIONAL_OR_KEYWORD,
+                taken.KEYWORD_ONLY,
+            ):
+                raise InputError(f"river:{model} needs {name}, which no flag can say")
+            plain = _plain_type(taken)
+            if plain is not None and name != "seed":
+                made.append((name, plain, taken.default))
+        return make_dataclass("Params", made, bases=(cls.Params,), namespace={"model": model}, frozen=True)
 
     def predict(self, batch: Batch) -> Prediction:
         rows = self._rows(batch)
@@ -123,7 +131,9 @@ def _find_class(name: str) -> type[Any]:
     module, _, last = name.rpartition(".")
     parts = [*module.split("."), last] if module else []
     if not parts or not all(p.isidentifier() and not p.startswith("_") for p in parts):
-        raise InputError(f"river:{name}: expected module.Class, as in river:tree.HoeffdingTreeClassifier")
+        raise InputError(
+            f"learner 'river:{name}': expected river:module.Class, as in river:tree.HoeffdingTreeClassifier"
+        )
     try:
         home = importlib.import_module(f"river.{module}")
     except ModuleNotFoundError:
@@ -144,18 +154,36 @@ def _check_target(kind: type[Any], name: str, spec: StreamSpec) -> None:
         raise InputError(f"river:{name} is no {wanted.__name__.lower()}, stream {spec.name!r} is {spec.target}")
 
 
-def _converted(taken: Mapping[str, Any], key: str, value: Any, model: str) -> Any:
-    """A setting in the type of the parameter's default, or, where that is None, as the plainest thing the text is."""
-    import msgspec
+def _check_target(model: Any, name: str, spec: StreamSpec) -> None:
+    from river import base
 
-    if key not in taken:
-        near = get_close_matches(key, taken, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it takes: {', '.join(taken)}"
-        raise InputError(f"river:{model} has no parameter {key!r}: {hint}")
-    default = taken[key].default
-    plain = bool | int | float | str | None
-    kind = type(default) if isinstance(default, bool | int | float | str) else plain
-    try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError as fault:
-        raise InputError(f"river:{model}: {fault} for `{key}`") from None
+    wanted = base.Regressor if spec.target == "regression" else base.Classifier
+    if not isinstance(model, wanted):
+        raise InputError(f"river:{name} is no {wanted.__name__.lower()}, stream {spec.name!r} is {spec.target}")
+    if spec.target == "classification" and spec.n_classes != 2 and not model._multiclass:
+        many = "unknown classes" if spec.n_classes is None else f"{spec.n_classes} classes"
+        raise InputError(f"river:{name} knows two classes, stream {spec.name!r} has {many}")
+
+
+def _plain_type(taken: inspect.Parameter) -> Any:
+    """The parameter's type as far as flags can say it (int, or int | None, ...); None where they cannot."""
+    if taken.default is not None and not isinstance(taken.default, bool | int | float | str):
+        return None
+    words = [w.strip() for w in str(taken.annotation).split("|")]
+    kinds = [_PLAIN[w] for w in words if w in _PLAIN]
+    if not kinds and isinstance(taken.default, bool | int | float | str):
+        kinds = [type(taken.default)]
+    if all(kind is None for kind in kinds):
+        return None
+    return reduce(or_, sorted(kinds, key=lambda kind: kind is None))
+
+
+def _number_if_allowed(value: Any, plain: Any) -> Any:
+    """Text that reads as a number, where the parameter takes text or numbers, is the number."""
+    for kind in (int, float):
+        if isinstance(value, str) and kind in getattr(plain, "__args__", ()):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
