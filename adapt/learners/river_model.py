@@ -73,18 +73,21 @@ class RiverModel(Learner):
         return make_dataclass("Params", made, bases=(cls.Params,), namespace={"model": model}, frozen=True)
 
     def predict(self, batch: Batch) -> Prediction:
-        rows = self._rows(batch)
-        if self.spec.target == "regression":
-            values = [float(self._model.predict_one(row) or 0.0) for row in rows]
-            return Prediction(np.array([v if math.isfinite(v) else 0.0 for v in values]))
-        scores = np.zeros((len(rows), self._classes))
-        output = np.zeros(len(rows), np.int64)
-        for i, row in enumerate(rows):
-            share = self._shares(row)
+        numbers = self.spec.target == "regression"
+        scores = np.zeros((len(batch), self._classes))
+        output = np.zeros(len(batch), np.float64 if numbers else np.int64)
+        for i, row in enumerate(self._rows(batch)):
+            try:
+                if numbers:
+                    output[i] = np.nan_to_num(self._model.predict_one(row) or 0.0)
+                    continue
+                share = self._shares(row)
+            except Exception as fault:
+                raise self._failed(int(batch.ids[i]), fault) from fault
             for code, p in share.items():
                 scores[i, int(code)] = p
             output[i] = int(max(share, key=share.__getitem__)) if share else 0
-        return Prediction(output, scores)
+        return Prediction(output, None if numbers else scores)
 
     def _shares(self, row: dict[str, Any]) -> dict[Any, float]:
         """Class code to probability; certain of its one answer where the model knows no probabilities."""
@@ -97,10 +100,17 @@ class RiverModel(Learner):
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         assert batch.y is not None
-        for row, y in zip(self._rows(batch), batch.y.tolist()):
-            self._model.learn_one(row, y)
+        for number, row, y in zip(batch.ids.tolist(), self._rows(batch), batch.y.tolist()):
+            try:
+                self._model.learn_one(row, y)
+            except Exception as fault:
+                raise self._failed(number, fault) from fault
         if self.spec.target == "classification":
             self._classes = max(self._classes, int(batch.y.max()) + 1)
+
+    def _failed(self, row: int, fault: Exception) -> InputError:
+        """Foreign code may raise anything (a linear model meeting text, say): one line instead."""
+        return InputError(f"river:{self.params.model} cannot take row {row}: {type(fault).__name__}: {fault}")
 
     def _rows(self, batch: Batch) -> list[dict[str, Any]]:
         table: Array = np.asarray(batch.x)
