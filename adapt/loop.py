@@ -95,6 +95,7 @@ class Loop:
         self.seconds = {"predict": 0.0, "adapt": 0.0, "learn": 0.0, "evaluate": 0.0, "io": 0.0}
         self.latency = LatencyHistogram()
         self.stopping = False
+        self.ended = False
         self.written = {"records": 0, "quarantine": 0}
         self._pending = Pending(pending)
         self._admission = Admission(learner.spec)
@@ -176,13 +177,15 @@ class Loop:
             seconds["io"] += perf_counter() - started
             if event is None:
                 break
+            self.ended = False
             self._take(event)
             if due:
                 yield from self._hand_out()
             if checkpoint is not None and checkpoint.due(self.step):
                 yield Record(self.step, "checkpoint")
                 self.save(stream.cursor())
-        if not self.stopping:
+        if not self.stopping and not self.ended:
+            self.ended = True
             self._progress("end")
             yield from self._hand_out()
         if checkpoint is not None:
@@ -367,6 +370,7 @@ class Loop:
                 "labelled": self.labelled,
                 "quarantined": self.quarantined,
                 "rollbacks": self.rollbacks,
+                "ended": self.ended,
                 "written": dict(self.written),
             },
         }
@@ -382,6 +386,7 @@ class Loop:
         counters = state["loop"]
         self.step, self.labelled = int(counters["step"]), int(counters["labelled"])
         self.quarantined, self.rollbacks = int(counters["quarantined"]), int(counters["rollbacks"])
+        self.ended = bool(counters["ended"])
         self.written = {k: int(v) for k, v in counters["written"].items()}
 
     def summary(self) -> dict[str, Any]:
