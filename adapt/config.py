@@ -14,7 +14,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..streams import InputError
+from ..streams import InputError, Stream
+from ..streams.catalog import open_stream, stream_params
+from .learners import learner_params
 
 DEFAULT_LEARNER = "hoeffding-tree"
 TABLES = {"stream_params": "stream", "learner_params": "learner"}
@@ -65,6 +67,30 @@ def check(config: RunConfig) -> RunConfig:
     return config
 
 
+def resolve(given: Mapping[str, Any], *, settings: Iterable[str] = (), config: Path | None = None) -> RunConfig:
+    """A complete configuration: the file's values, then the given ones, then the settings, defaults for the rest.
+
+    given: keys of ``RunConfig`` with values or text. settings: ``key=value`` for stream or learner. Another stream or
+    learner than the file's starts from its own defaults, not from parameters meant for something else.
+    """
+    types = get_type_hints(RunConfig)
+    base = {} if config is None else read_toml(config)
+    named = {k: v if k in TABLES else convert(v, types[k], k.replace("_", "-")) for k, v in given.items()}
+    for table, owner in TABLES.items():
+        if named.get(owner, base.get(owner)) != base.get(owner):
+            base.pop(table, None)
+    flat = RunConfig(**{**base, **named})
+    stream, learner = stream_params(flat.stream), learner_params(flat.learner)
+    for_stream, for_learner = assign(settings, stream, learner)
+    return check(
+        replace(
+            flat,
+            stream_params=complete({**flat.stream_params, **for_stream}, stream, f"stream {flat.stream}"),
+            learner_params=complete({**flat.learner_params, **for_learner}, learner, f"learner {flat.learner}"),
+        )
+    )
+
+
 # --- values -----------------------------------------------------------------------------------------------------
 
 
@@ -99,14 +125,6 @@ def complete(given: Mapping[str, Any], params: type, of: str) -> dict[str, Any]:
             raise InputError(f"{of} has no parameter {key!r}; it has {', '.join(names) or 'none'}")
     defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(params)}  # type: ignore[misc]
     return {n: convert(given[n], types[n], f"{of}: {n}") if n in given else defaults[n] for n in names}
-
-
-def build(params: type, values: Mapping[str, Any], of: str) -> Any:
-    """The dataclass itself; its own complaints about a value become an ``InputError``."""
-    try:
-        return params(**values)
-    except ValueError as fault:
-        raise InputError(f"{of}: {fault}") from None
 
 
 def assign(settings: Iterable[str], stream: type, learner: type) -> tuple[dict[str, str], dict[str, str]]:
@@ -152,10 +170,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     return {k: v if k in TABLES else convert(v, types[k], f"{path}: {k}") for k, v in given.items()}
 
 
-def to_toml(config: RunConfig) -> str:
-    """The whole configuration as TOML that ``read_toml`` reads back to an equal one."""
+def to_toml(config: RunConfig, command: str = "") -> str:
+    """The whole configuration as TOML that ``read_toml`` reads back to an equal one; the command as a comment."""
     values = asdict(config)
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in TABLES]
+    lines = [f"# {' '.join(command.split())}"] if command else []
+    lines += [f"{key} = {_toml(value)}" for key, value in values.items() if key not in TABLES]
     for table in TABLES:
         lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in values[table].items())]
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -18,7 +18,7 @@ import numpy as np
 from ..evaluation.prequential import Prequential
 from ..streams import Batch, Event, InputError, Labels, StreamSpec
 from .checkpoint import Checkpointer
-from .config import RunConfig, difference, make_stream, params_of_learner, resolve, to_toml
+from .config import RunConfig, difference, make_stream, resolve, to_toml
 from .folder import CHECKPOINT, CONFIG, SUMMARY, RecordWriter, holds_run, make_folder, plain, read_summary, to_json, write_whole
 from .guard import Guard
 from .learner import CannotCheckpoint, Learner
@@ -33,13 +33,15 @@ class Run:
     """A run that can be stepped through, stopped, killed and resumed.
 
     out: the folder it is written to; None writes nothing. resume: go on from the newest whole checkpoint in ``out``
-    (or start, where there is none). Raises ``InputError`` for a configuration that cannot work.
+    (or start, where there is none). command: what a person typed, noted in the folder. Raises ``InputError`` for a configuration that cannot work.
 
     ``steps()`` yields the loop's records once they are written. ``summary()`` may be asked for at any time.
     ``notes`` are lines for a person: what this run cannot do, and checkpoints that were refused.
     """
 
-    def __init__(self, config: RunConfig, out: Path | None = None, *, resume: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, out: Path | None = None, *, resume: bool = False, command: str = ""
+    ) -> None:
         self.config = config
         self.out = out
         self.notes: list[str] = []
@@ -53,7 +55,7 @@ class Run:
         self.learner = _build(config, self.stream.spec)
         self.evaluator = Prequential(self.stream.spec, window=config.window, fading=config.fading)
         self.loop = self._make_loop()
-        self._writer = self._open_folder(resume) if out is not None else None
+        self._writer = self._open_folder(resume, command) if out is not None else None
         self._first_step = self.loop.step
         self._elapsed = 0.0
 
@@ -74,7 +76,7 @@ class Run:
             every=config.every,
         )
 
-    def _open_folder(self, resume: bool) -> RecordWriter:
+    def _open_folder(self, resume: bool, command: str) -> RecordWriter:
         """Restore what the newest checkpoint holds, cut the files to it, and be ready to write."""
         assert self.out is not None
         kept = None
@@ -89,7 +91,8 @@ class Run:
                 kept = self.loop.written
         columns = [*self.evaluator.columns, *self.learner.telemetry()]
         writer = RecordWriter(self.out, list(dict.fromkeys(columns)), kept)
-        write_whole(self.out / CONFIG, to_toml(self.config))
+        if not (self.out / CONFIG).exists():
+            write_whole(self.out / CONFIG, to_toml(self.config, command))
         return writer
 
     def steps(self) -> Iterator[Record]:
@@ -101,7 +104,7 @@ class Run:
             self._elapsed = perf_counter() - started
             yield record
         self._elapsed = perf_counter() - started
-        self.status = "interrupted" if self.loop.stopping else "done"
+        self.status = "done" if self.loop.ended else "interrupted"
         if self._writer is not None and self.out is not None:
             self._writer.close()
             write_whole(self.out / SUMMARY, to_json(self.summary()))
@@ -183,11 +186,9 @@ def can_checkpoint(learner: Learner) -> str | None:
 def _build(config: RunConfig, spec: StreamSpec) -> Learner:
     """The learner, once it is sure that it can work on this stream and device."""
     kind = learner_class(config.learner)
-    if spec.target not in kind.targets:
-        raise InputError(f"{config.learner} is for {' and '.join(sorted(kind.targets))}; {spec.name} is {spec.target}")
     if config.device not in kind.devices:
         raise InputError(f"{config.learner} runs on the {' or '.join(sorted(kind.devices))} only, not on {config.device}")
-    return make_learner(config.learner, spec, config.learner_params, config.seed)
+    return make_learner(config.learner, spec, seed=config.seed, **config.learner_params)
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,3 @@ def signals_stop(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """The same run with another seed."""
-    return replace(config, seed=seed)

@@ -1,1 +1,42 @@
-"""Benchmarks against named peers: one file each."""
+"""``driftway bench NAME``: one file each, ours against a named peer in the same process; medians."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ...streams import InputError
+
+BENCHMARKS = {
+    "loop": ("loop:measure", "events a second of a loop whose learner does nothing, beside river's own evaluation loop"),
+}
+"""name -> (``module:function`` in this folder, what it measures)."""
+
+Row = dict[str, Any]
+"""{bench, case, unit, ours, peer, peer_name, ratio, floor}; a ratio above 1 means that ours is better."""
+
+
+def measure(name: str | None = None) -> list[Row]:
+    """The rows of one benchmark, or of all; ``InputError`` for an unknown name."""
+    if name is not None and name not in BENCHMARKS:
+        raise InputError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    rows: list[Row] = []
+    for chosen in BENCHMARKS if name is None else [name]:
+        module, _, function = BENCHMARKS[chosen][0].partition(":")
+        rows += getattr(importlib.import_module(f".{module}", __name__), function)()
+    return rows
+
+
+def row(bench: str, case: str, unit: str, ours: float, peer: float, peer_name: str, *, more_is_better: bool = True) -> Row:
+    """One line of a benchmark that has no physical floor."""
+    ratio = ours / peer if more_is_better else peer / ours
+    return {
+        "bench": bench,
+        "case": case,
+        "unit": unit,
+        "ours": ours,
+        "peer": peer,
+        "peer_name": peer_name,
+        "ratio": ratio,
+        "floor": None,
+    }
