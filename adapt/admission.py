@@ -71,7 +71,7 @@ class Admission:
             or x.dtype != np.float64
             or x.ndim != 2
             or x.shape[1] != len(self.rules)
-            or x.shape[0] != len(ids)
+            or not 0 < len(ids) == x.shape[0]
             or ids.dtype != np.int64
         ):
             return False
