@@ -1,0 +1,246 @@
+"""Several runs on one stream: who is best, by how much, and how much of it is the seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..streams import InputError
+from . import figures as show
+from . import plots
+from .plots import Curve, Marks, Plot
+from .run_data import RunData
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table. key: path into a summary. best: 1 where more is better, -1 less, 0 where neither."""
+
+    name: str
+    key: tuple[str, ...]
+    show: Any
+    best: int
+
+
+CLASSIFICATION = (
+    Column("accuracy", ("accuracy",), show.percent, 1),
+    Column("window", ("accuracy_window",), show.percent, 1),
+    Column("κ majority", ("kappa_m",), show.number, 1),
+    Column("κ temporal", ("kappa_t",), show.number, 1),
+)
+REGRESSION = (
+    Column("MAE", ("mae",), show.number, -1),
+    Column("window", ("mae_window",), show.number, -1),
+    Column("RMSE", ("rmse",), show.number, -1),
+)
+COST = (
+    Column("rows/s", ("examples_per_second",), show.rate, 1),
+    Column("p99", ("latency_ms", "p99"), show.milliseconds, -1),
+    Column("memory", ("peak_rss_mb",), show.megabytes, -1),
+    Column("alarms", ("drift_alarms",), show.tally, 0),
+    Column("rollbacks", ("rollbacks",), show.tally, 0),
+)
+
+
+def look_up(summary: dict[str, Any], key: tuple[str, ...]) -> float | None:
+    """The number at a path of a summary; None where there is none."""
+    value: Any = summary
+    for part in key:
+        value = value.get(part) if isinstance(value, dict) else None
+    return float(value) if show.is_number(value) else None
+
+
+def by_learner(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Positions of the summaries of each learner, in the order in which the learners appear.
+
+    A seed that comes twice for one learner is another configuration of it, not another draw: ``name (2)``.
+    """
+    seen: Counter[tuple[str, Any]] = Counter()
+    groups: dict[str, list[int]] = {}
+    for i, summary in enumerate(summaries):
+        name = str(summary.get("learner") or "unknown learner")
+        seen[name, str(summary.get("seed"))] += 1
+        turn = seen[name, str(summary.get("seed"))]
+        groups.setdefault(name if turn == 1 else f"{name} ({turn})", []).append(i)
+    return groups
+
+
+def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean ± sd over seeds for every learner, then the baselines.
+
+    ``columns``: names, of which the last ``costs`` tell what it cost; ``rows``: learner, number of seeds and cells ``(text, is the best)``, best score first;
+    ``baselines``: name and text. A column in which no run has a value is left out.
+    """
+    measure = show.measure_of(summaries[0])
+    scores = REGRESSION if measure is show.MAE else CLASSIFICATION
+    columns = [c for c in scores + COST if any(look_up(s, c.key) is not None for s in summaries)]
+    rows = []
+    for name, members in by_learner(summaries).items():
+        found = [[v for i in members if (v := look_up(summaries[i], c.key)) is not None] for c in columns]
+        rows.append({"name": name, "seeds": len(members), "found": found})
+    first = next((i for i, c in enumerate(columns) if c.key == (measure.key,)), None)
+    if first is not None:
+        sign = 1 if measure.higher_is_better else -1
+        rows.sort(key=lambda r: -sign * float(np.mean(r["found"][first])) if r["found"][first] else np.inf)
+    best = [_best([r["found"][j] for r in rows], c) for j, c in enumerate(columns)]
+    for row in rows:
+        cells = [show.spread(v, c.show) for v, c in zip(row["found"], columns, strict=True)]
+        row["cells"] = [(text, text == top) for text, top in zip(cells, best, strict=True)]
+    costs = sum(c in COST for c in columns)
+    return {
+        "columns": [c.name for c in columns],
+        "costs": costs,
+        "rows": rows,
+        "baselines": _baselines(summaries, measure),
+    }
+
+
+def _best(found: list[list[float]], column: Column) -> str | None:
+    """The text of the best cell of a column; None where no cell can be the best."""
+    known = [v for v in found if v]
+    if not column.best or len({show.spread(v, column.show) for v in known}) < 2:
+        return None
+    return show.spread(max(known, key=lambda v: column.best * float(np.mean(v))), column.show)
+
+
+def _baselines(summaries: list[dict[str, Any]], measure: show.Measure) -> list[dict[str, Any]]:
+    rows = []
+    for name, key in (("no-change", "no_change"), ("majority", "majority")):
+        values = [v for s in summaries if (v := look_up(s, ("baseline", key))) is not None]
+        if values:
+            same = values[:1] if len(set(values)) == 1 else values
+            rows.append({"name": name, "mean": float(np.mean(values)), "text": show.spread(same, measure.show)})
+    return rows
+
+
+def verdict(summaries: list[dict[str, Any]]) -> tuple[str, str]:
+    """Who leads and by how much: ("good" | "bad" | "plain", one or two sentences)."""
+    measure = show.measure_of(summaries[0])
+    groups = by_learner(summaries)
+    means = {}
+    for name, members in groups.items():
+        values = [v for i in members if (v := look_up(summaries[i], (measure.key,))) is not None]
+        if values:
+            means[name] = float(np.mean(values))
+    if not means:
+        return "plain", "No row with a label was seen, so nothing was measured."
+    order = sorted(means, key=lambda n: measure.gain(0.0, means[n]))
+    top = order[0]
+    words = f"{top} leads with {measure.show(means[top])}"
+    if len(order) > 1:
+        words += f", {measure.show_gain(means[top], means[order[1]])} ahead of {order[1]}"
+    rivals = _baselines(summaries, measure)
+    ahead = [r["name"] for r in rivals if measure.gain(r["mean"], means[top]) >= 0]
+    if ahead:
+        return "bad", f"{words}. It does not beat {' or '.join(ahead)}."
+    behind = [n for n in order if any(measure.gain(r["mean"], means[n]) >= 0 for r in rivals)]
+    return "good", f"{words}." + (f" No better than a baseline: {', '.join(behind)}." if behind else "")
+
+
+def compared(runs: list[RunData]) -> dict[str, Any]:
+    """Everything the comparison page shows. Raises ``InputError`` for no runs, or runs on different streams."""
+    if not runs:
+        raise InputError("there are no runs to compare")
+    streams = list(dict.fromkeys(str(r.summary.get("stream")) for r in runs))
+    if len(streams) > 1:
+        raise InputError(f"these runs are on different streams: {', '.join(streams)}")
+    summaries = [r.summary for r in runs]
+    if len({show.measure_of(s).key for s in summaries if s.get("labelled")}) > 1:
+        raise InputError("these runs have different kinds of target")
+    groups = by_learner(summaries)
+    rows = table(summaries)
+    colours = {r["name"]: plots.PALETTE[i % len(plots.PALETTE)] for i, r in enumerate(rows["rows"])}
+    return {
+        "title": f"{show.count(len(groups), 'learner')} on {streams[0]}",
+        "facts": _facts(runs, groups),
+        "verdict": verdict(summaries),
+        "table": rows,
+        "colours": colours,
+        "measure": show.measure_of(summaries[0]),
+        "scores": _overlay(runs, groups, colours),
+        "trade": _trade(summaries, groups, colours),
+        "unfinished": [_label(r) for r in runs if r.summary.get("status") not in ("done", None)],
+    }
+
+
+def _label(run: RunData) -> str:
+    return f"{run.summary.get('learner')}, seed {run.summary.get('seed')}"
+
+
+def _facts(runs: list[RunData], groups: dict[str, list[int]]) -> list[str]:
+    seeds = sorted({str(r.summary.get("seed")) for r in runs})
+    rows = {r.summary.get("examples") for r in runs}
+    facts = [show.count(n, "row") for n in rows if len(rows) == 1 and isinstance(n, int)]
+    delays = {r.config.get("delay") for r in runs if show.is_number(r.config.get("delay"))}
+    if len(delays) == 1:
+        delay = delays.pop()
+        facts.append(f"labels {show.count(delay, 'row')} late" if delay else "labels at once")
+    words = f"seeds {', '.join(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return [*facts, words, show.count(sum(map(len, groups.values())), "run")]
+
+
+def mean_curve(curves: list[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
+    """Mean and sample sd over seeds of curves (steps, values), on the steps of the shortest one.
+
+    A curve with other steps is read between its own points. sd is 0 for a single curve.
+    """
+    x = min((c[0] for c in curves), key=lambda steps: (steps[-1], len(steps)))
+    y = np.stack([v if np.array_equal(s, x) else np.interp(x, s, v) for s, v in curves])
+    sd = y.std(axis=0, ddof=1) if len(y) > 1 else np.zeros(len(x))
+    return x, y.mean(axis=0), sd
+
+
+def _overlay(runs: list[RunData], groups: dict[str, list[int]], colours: dict[str, str]) -> Plot | None:
+    """The windowed score of every learner, mean ± sd over seeds, over the baselines of the first learner's runs."""
+    key = f"{show.measure_of(runs[0].summary).key}_window"
+    usable = [i for i, run in enumerate(runs) if key in run.columns() and len(run.progress()) > 1]
+    curves: list[Curve] = []
+    for column, name, colour, style in (
+        ("majority_window", "majority", plots.MAJORITY, "dotted"),
+        ("no_change_window", "no-change", plots.NO_CHANGE, "dashed"),
+    ):
+        first = next((m for m in groups.values() if any(column in runs[i].columns() for i in m)), [])
+        known = [runs[i] for i in first if column in runs[i].columns() and len(runs[i].progress()) > 1]
+        if known:
+            x, mean, _ = mean_curve([_one(run, column) for run in known])
+            curves.append(Curve(name, x, mean, colour, style, 1.2))
+    for name in reversed(colours):
+        members = [i for i in groups[name] if i in usable]
+        if members:
+            x, mean, sd = mean_curve([_one(runs[i], key) for i in members])
+            curves.append(Curve(name, x, mean, colours[name], width=1.8, sd=sd if len(members) > 1 else None))
+    if not curves:
+        return None
+    drifts = [float(r["step"]) for r in runs[0].marked("boundary")]
+    percent = key == "accuracy_window"
+    drawn = plots.line_plot(curves, prefix="score", percent=percent, marks=Marks(drifts=drifts), height=4.2)
+    lines = len(curves)
+    return Plot(drawn.svg, drawn.legend[:lines][::-1] + drawn.legend[lines:])
+
+
+def _one(run: RunData, column: str) -> tuple[Array, Array]:
+    """One column as a curve without the records in which it is unknown."""
+    x, y = run.curve(column)
+    known = ~np.isnan(y[:, 0])
+    return x[known], y[known, 0]
+
+
+def _trade(summaries: list[dict[str, Any]], groups: dict[str, list[int]], colours: dict[str, str]) -> Plot | None:
+    """Speed against score, one point per learner."""
+    measure, points, legend = show.measure_of(summaries[0]), [], []
+    for name, colour in colours.items():
+        speeds = [v for i in groups[name] if (v := look_up(summaries[i], ("examples_per_second",)))]
+        scores = [v for i in groups[name] if (v := look_up(summaries[i], (measure.key,))) is not None]
+        if speeds and scores:
+            mean, sd = show.mean_sd(scores)
+            points.append((colour, float(np.mean(speeds)), mean, sd))
+            legend.append((colour, "dot", name))
+    if len(points) < 2:
+        return None
+    return Plot(plots.scatter_plot(points, prefix="trade", percent=measure.unit == "%").svg, legend)

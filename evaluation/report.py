@@ -1,0 +1,366 @@
+"""``report.html``: one run, or several beside one another, as one page that opens anywhere and needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import figures as show
+from . import plots
+from .comparison import compared
+from .plots import Curve, Marks, Plot
+from .run_data import RunData, read_run
+
+__all__ = ["RunData", "read_run", "render_comparison", "render_run"]
+
+PHASES = ("predict", "adapt", "learn", "evaluate", "io")
+PACKAGES = ("driftway", "numpy", "numba", "river", "scikit-learn", "torch", "matplotlib")
+MOST_REASONS, MOST_DRIFTS = 20, 100
+_EXPERT = re.compile(r"expert_(\d+)(?:_share)?")
+_ALARM = re.compile(r"(.*) at row (\d+)")
+
+
+def render_run(run: RunData) -> str:
+    """The page of one run: the same bytes for the same files and the same installed versions."""
+    measure = show.measure_of(run.summary)
+    marks = marks_of(run)
+    return _page(
+        "report.html.jinja",
+        title=f"{_name(run, 'learner')} on {_name(run, 'stream')}",
+        run=run,
+        digest=str(run.summary.get("state_sha256") or ""),
+        facts=_facts(run),
+        verdict=verdict(run),
+        remarks=_remarks(run),
+        cards=_cards(run),
+        measure=measure,
+        scores=_score_plot(run, measure, marks),
+        kappa=_kappa_plot(run, marks),
+        scores_table=_scores_table(run),
+        drifts=drift_table(run),
+        usage=_usage_plot(run, marks),
+        phases=_phases(run),
+        speed=_timing_plots(run),
+        continual={k: v for k, v in (run.summary.get("continual") or {}).items() if show.is_number(v)},
+        reasons=run.quarantine[:MOST_REASONS],
+        more_reasons=max(0, len(run.quarantine) - MOST_REASONS),
+        environment=environment(run),
+    )
+
+
+def render_comparison(runs: list[RunData]) -> str:
+    """The page of several runs on one stream: learners overlaid, mean ± sd over their seeds.
+
+    Raises ``InputError`` where there is nothing to compare: no runs, or runs on different streams.
+    """
+    facts = compared(runs)
+    return _page("comparison.html.jinja", environment=environment(runs[0]), runs=runs, **facts)
+
+
+def _page(template: str, **facts: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {name: getattr(show, name) for name in ("percent", "number", "rate", "duration", "count")}
+    pages.filters["drawing"] = Markup  # our own SVG, in which no word of a user occurs
+    return pages.get_template(template).render(**facts) + "\n"
+
+
+def _name(run: RunData, key: str) -> str:
+    return str(run.summary.get(key) or f"unknown {key}")
+
+
+# --- words and figures --------------------------------------------------------------------------------------------
+
+
+def _facts(run: RunData) -> list[str]:
+    s = run.summary
+    facts = [show.count(s["examples"], "row")] if show.is_number(s.get("examples")) else []
+    if show.is_number(s.get("labelled")) and s["labelled"] != s.get("examples"):
+        facts.append(f"{s['labelled']:,} with labels")
+    delay, batch = run.config.get("delay"), run.config.get("batch")
+    if show.is_number(delay):
+        facts.append(f"labels {show.count(delay, 'row')} late" if delay else "labels at once")
+    if show.is_number(batch):
+        facts.append("row by row" if batch == 1 else f"in batches of {batch}")
+    return [*facts, f"seed {s.get('seed', 'unknown')}", f"driftway {s.get('driftway', 'of unknown version')}"]
+
+
+def baselines(summary: dict[str, Any]) -> dict[str, float]:
+    """The baselines that were measured, by their written names."""
+    found = summary.get("baseline") or {}
+    names = {"no-change": found.get("no_change"), "majority": found.get("majority")}
+    return {name: float(value) for name, value in names.items() if show.is_number(value)}
+
+
+def verdict(run: RunData) -> tuple[str, str]:
+    """Whether the run was worth it: ("good" | "bad" | "plain", one sentence)."""
+    measure, name = show.measure_of(run.summary), _name(run, "learner")
+    score, rivals = run.summary.get(measure.key), baselines(run.summary)
+    if not show.is_number(score) or not rivals:
+        return "plain", "No row with a label was seen, so nothing was measured."
+    best = max(rivals, key=lambda r: measure.gain(rivals[r], score))
+    gap = measure.show_gain(score, rivals[best])
+    means = {"no-change": "repeating the last label", "majority": "always answering with the commonest label"}
+    if measure is show.MAE:
+        means = {"no-change": "repeating the last value", "majority": "always answering with the running mean"}
+    if measure.gain(score, rivals[best]) > 0:
+        return "good", f"{name} does better than both baselines: {gap} ahead of {best} ({means[best]})."
+    if score == rivals[best]:
+        return "bad", f"{name} does no better than {best}: {means[best]} scores the same."
+    return "bad", f"{best.capitalize()} beats {name} by {gap}: {means[best]} would have been the better choice."
+
+
+def _remarks(run: RunData) -> list[str]:
+    """What a reader must know before trusting the figures."""
+    s, remarks = run.summary, []
+    if s.get("status") not in ("done", None):
+        remarks.append(f"The run did not reach the end of the stream (status: {s['status']}).")
+    if s.get("quarantined"):
+        remarks.append(f"{show.count(s['quarantined'], 'row')} could not be used and went into quarantine.")
+    if s.get("dropped_labels"):
+        remarks.append(f"{show.count(s['dropped_labels'], 'row')} waited for a label too long and were dropped.")
+    if s.get("rollbacks"):
+        remarks.append(f"The guard rolled the learner back {show.count(s['rollbacks'], 'time')}.")
+    return remarks
+
+
+def _cards(run: RunData) -> list[dict[str, str]]:
+    s, measure = run.summary, show.measure_of(run.summary)
+    score, rivals = s.get(measure.key), baselines(s)
+    latency, recent = s.get("latency_ms") or {}, f"last {run.window:,} rows"
+
+    def card(name: str, value: str, note: str = "", kind: str = "") -> dict[str, str]:
+        return {
+            "name": name[0].upper() + name[1:] if name[0].isascii() else name,
+            "value": value,
+            "note": note,
+            "kind": kind,
+        }
+
+    cards = [
+        card(measure.name, measure.show(score), "since the start", "main"),
+        card(measure.name, measure.show(s.get(f"{measure.key}_window")), recent, "main"),
+    ]
+    if measure is show.MAE:
+        cards.append(card("RMSE", show.number(s.get("rmse")), "since the start"))
+    else:
+        cards.append(card("κ temporal", show.number(s.get("kappa_t")), "0 is no-change, 1 is perfect"))
+    for name in ("no-change", "majority"):
+        gap = ""
+        if name in rivals and show.is_number(score):
+            side = "behind" if measure.gain(score, rivals[name]) > 0 else "ahead of"
+            side = "as good as" if score == rivals[name] else f"{measure.show_gain(score, rivals[name])} {side}"
+            gap = f"{side} the learner"
+        cards.append(card(name, measure.show(rivals.get(name)), gap))
+    cards.append(card("rows a second", show.rate(s.get("examples_per_second")), "through the whole loop"))
+    p50, p99 = show.milliseconds(latency.get("p50")), show.milliseconds(latency.get("p99"))
+    cards.append(card("latency", p50, f"median; p99 {p99}"))
+    note = f"learner {show.megabytes(s.get('state_mb'))}" if show.is_number(s.get("state_mb")) else "peak"
+    cards.append(card("peak memory", show.megabytes(s.get("peak_rss_mb")), note))
+    return cards
+
+
+def _scores_table(run: RunData) -> list[tuple[str, list[str]]]:
+    """Every score of the last record: its name, then since the start, in the window, with fading factor."""
+    rows = run.progress()
+    last = rows[-1]["values"] if rows else {}
+    shares = {"accuracy", "balanced_accuracy", "majority", "no_change"} if "accuracy" in last else set()
+    names = {"kappa": "κ", "kappa_m": "κ over majority", "kappa_t": "κ temporal", "no_change": "no-change",
+             "mae": "MAE", "rmse": "RMSE"}  # fmt: skip
+    table: list[tuple[str, list[str]]] = []
+    stems = [c.removesuffix("_window").removesuffix("_fading") for c in last]
+    known = {"accuracy", "balanced_accuracy", "kappa", "kappa_m", "kappa_t", "logloss", "mae", "rmse", "r2", "majority"}
+    for stem in dict.fromkeys(s for s in stems if s in known | {"no_change", "auc", "gauc"}):
+        form = show.percent if stem in shares else show.number
+        cells = [form(last.get(f"{stem}{end}")) for end in ("", "_window", "_fading")]
+        table.append((names.get(stem, stem.replace("_", " ")), cells))
+    return table
+
+
+def environment(run: RunData) -> dict[str, Any]:
+    """Versions: those in the summary, else of what is installed where the page is made (``own`` is then False)."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    if isinstance(run.summary.get("environment"), dict):
+        return {"own": True, "versions": {str(k): str(v) for k, v in run.summary["environment"].items()}}
+    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"own": False, "versions": versions}
+
+
+# --- drawings -----------------------------------------------------------------------------------------------------
+
+
+def marks_of(run: RunData) -> Marks:
+    """Where the run's records say that something happened, in rows."""
+    kinds = {k: [float(r["step"]) for r in run.marked(k)] for k in ("boundary", "rollback", "forget")}
+    return Marks(kinds["boundary"], [a for a, _ in alarms_of(run)], kinds["rollback"], kinds["forget"])
+
+
+def alarms_of(run: RunData) -> list[tuple[float, str]]:
+    """Every drift alarm: its row and the detector's name.
+
+    A record is written at the end of its stretch of rows; the exact row in its note counts labelled rows, so it is
+    taken only where it falls into that stretch.
+    """
+    every, alarms = int(run.config.get("every", 100)), []
+    for record in run.marked("alarm"):
+        note = str(record["values"].get("note", ""))
+        found, step = _ALARM.fullmatch(note), float(record["step"])
+        exact = float(found[2]) if found else step
+        alarms.append((exact if step - every <= exact <= step else step, found[1] if found else note or "alarm"))
+    return alarms
+
+
+def _score_plot(run: RunData, measure: show.Measure, marks: Marks) -> Plot | None:
+    """The score in its window and since the start, with both baselines."""
+    if len(run.progress()) < 2:
+        return None
+    has, recent = set(run.columns()), f"last {run.window:,} rows"
+    wanted = [
+        ("majority", "majority", plots.MAJORITY, "dotted", 1.4),
+        ("no_change", "no-change", plots.NO_CHANGE, "dashed", 1.3),
+        (measure.key, _name(run, "learner"), plots.LEARNER, "solid", 2.0),
+    ]
+    curves = []
+    if measure.key in has and f"{measure.key}_window" in has:
+        x, y = run.curve(measure.key)
+        curves.append(Curve(f"{_name(run, 'learner')}, since the start", x, y[:, 0], plots.CUMULATIVE, width=1.4))
+    for key, name, colour, style, width in wanted:
+        windowed = f"{key}_window" in has
+        if windowed or key in has:
+            x, y = run.curve(f"{key}_window" if windowed else key)
+            words = f"{name}, {recent}" if windowed else f"{name}, since the start"
+            curves.append(Curve(words, x, y[:, 0], colour, style, width))
+    if not curves:
+        return None
+    drawn = plots.line_plot(curves, prefix="score", percent=measure.unit == "%", marks=marks, height=3.7)
+    lines = len(curves)
+    return Plot(drawn.svg, drawn.legend[:lines][::-1] + drawn.legend[lines:])
+
+
+def _kappa_plot(run: RunData, marks: Marks) -> Plot | None:
+    """κ temporal over time: above 0 the learner is worth more than repeating the last label."""
+    key = "kappa_t_window" if "kappa_t_window" in run.columns() else "kappa_t"
+    x, y = run.curve(key)
+    if len(x) < 2 or np.isnan(y).all():
+        return None
+    words = "κ temporal, " + (f"last {run.window:,} rows" if key.endswith("window") else "since the start")
+    zero = Curve("no-change is 0", x, np.zeros(len(x)), plots.NO_CHANGE, "dashed", 1.1)
+    curve = Curve(words, x, y[:, 0], plots.LEARNER, width=1.8)
+    return plots.line_plot([curve, zero], prefix="kappa", percent=False, marks=Marks(drifts=marks.drifts), height=2.2)
+
+
+def _usage_plot(run: RunData, marks: Marks) -> Plot | None:
+    """Which experts the learner relied on, where it tells."""
+    found = sorted((int(m[1]), c) for c in run.columns() if (m := _EXPERT.fullmatch(c)))
+    if not found:
+        return None
+    x, y = run.curve(*(c for _, c in found))
+    y = np.nan_to_num(np.maximum(y, 0.0))
+    total = y.sum(axis=1, keepdims=True)
+    if len(x) < 2 or not total.any():
+        return None
+    shares = np.divide(y, total, out=np.zeros_like(y), where=total > 0)
+    return plots.area_plot(x, shares, [f"expert {n}" for n, _ in found], prefix="usage", marks=marks)
+
+
+def _phases(run: RunData) -> list[dict[str, Any]]:
+    """Seconds and share of every phase that was timed."""
+    seconds = run.summary.get("seconds") or {}
+    known = {p: float(seconds[p]) for p in PHASES if show.is_number(seconds.get(p))}
+    total = sum(known.values())
+    return [
+        {"name": p, "seconds": s, "share": s / total if total else 0.0, "colour": plots.AREAS[2 * i]}
+        for i, (p, s) in enumerate(known.items())
+    ]
+
+
+def _timing_plots(run: RunData) -> list[tuple[str, Plot]]:
+    """Speed and resident memory over the run, where timings.csv has enough rows."""
+    rows = [t for t in run.timings if {"step", "seconds"} <= t.keys()]
+    drawn = []
+    if len(rows) >= 4:
+        table = np.array([(t["step"], t["seconds"]) for t in rows])
+        steps, seconds = np.diff(table, axis=0).T
+        moved = (seconds > 0) & (steps > 0)
+        if moved.sum() >= 3:
+            speed = Curve("", table[1:][moved, 0], steps[moved] / seconds[moved], plots.LEARNER)
+            draw = partial(plots.line_plot, percent=False, height=1.9, from_zero=True)
+            drawn.append(("Rows a second, between two lines of timings.csv", draw([speed], prefix="speed")))
+            memory = [(t["step"], t["rss_mb"]) for t in rows if "rss_mb" in t]
+            if len(memory) >= 4:
+                x, y = np.array(memory).T
+                curve = Curve("", x, y, plots.AREAS[6])
+                drawn.append(("Resident memory of the process, MB", draw([curve], prefix="memory")))
+    return drawn
+
+
+# --- drifts -------------------------------------------------------------------------------------------------------
+
+
+def drift_table(run: RunData) -> dict[str, Any]:
+    """What became of every known drift, and of every alarm.
+
+    A detector's first alarm between a drift and the next one found it; all its other alarms are false. Before: the
+    windowed score at the last record before the drift. Recovered: rows until the windowed score, once it has fallen
+    more than a tolerance (one point, or 5 % of an error) below that, is back within it for three records.
+    """
+    alarms = alarms_of(run)
+    boundaries = [(float(b["step"]), str(b["values"].get("note", ""))) for b in run.marked("boundary")]
+    detectors = list(dict.fromkeys(d for _, d in alarms))
+    ends = [*(step for step, _ in boundaries), np.inf][1:]
+    false = Counter(d for _, d in alarms)
+    rows = []
+    for number, ((start, name), end) in enumerate(zip(boundaries, ends, strict=True), start=1):
+        delays = []
+        for detector in detectors:
+            hits = [step - start for step, d in alarms if d == detector and start <= step < end]
+            false[detector] -= bool(hits)
+            delays.append(int(hits[0]) if hits else None)
+        row = {"number": number, "step": int(start), "name": name, "delays": delays}
+        rows.append(row | _recovery(run, start, end))
+    return {
+        "rows": rows[:MOST_DRIFTS],
+        "left_out": max(0, len(rows) - MOST_DRIFTS),
+        "detectors": [(d, sum(1 for _, x in alarms if x == d), false[d]) for d in detectors],
+        "alarms": alarms,
+    }
+
+
+def _recovery(run: RunData, start: float, end: float, hold: int = 3) -> dict[str, Any]:
+    measure = show.measure_of(run.summary)
+    x, y = run.curve(f"{measure.key}_window")
+    score = y[:, 0] if measure.higher_is_better else -y[:, 0]
+    before, inside = score[x <= start], np.flatnonzero((x > start) & (x <= end))
+    if not len(before) or not len(inside) or np.isnan(before[-1]) or np.isnan(score[inside]).any():
+        return {"before": show.DASH, "lowest": show.DASH, "recovered": show.DASH}
+    tolerance = 0.01 if measure.unit == "%" else 0.05 * abs(before[-1])
+    low = score[inside] < before[-1] - tolerance
+    words = "no drop"
+    if low.any():
+        words = "not before the next drift" if np.isfinite(end) else "not before the end"
+        for i in range(int(low.argmax()), len(inside)):
+            if not low[i : i + hold].any() and (i + hold <= len(inside)):
+                words = f"after {show.count(int(x[inside[i]] - start), 'row')}"
+                break
+    lowest = abs(float(score[inside].min()))
+    return {"before": measure.show(abs(float(before[-1]))), "lowest": measure.show(lowest), "recovered": words}
