@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..streams import InputError, Stream
-from ..streams.catalog import open_stream, stream_params
+from ..streams.catalog import STREAMS, describe, open_stream
+from ..streams.compose import delay_labels, rebatch, take
+from ..streams.files import FileParams
 from .learners import learner_params
 
 DEFAULT_LEARNER = "hoeffding-tree"
@@ -116,8 +118,32 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         raise InputError(f"{name}: {str(fault).replace('`', '')}{allowed or f' ({value!r})'}") from None
 
 
-def complete(given: Mapping[str, Any], params: type, of: str) -> dict[str, Any]:
+def stream_params(name: str) -> type | None:
+    """The dataclass of a stream's parameters; None for river's, whose classes say themselves what they take."""
+    if name in STREAMS:
+        return STREAMS[name].load()[1]
+    describe(name)
+    return None if name.startswith("river:") else FileParams
+
+
+def make_stream(config: RunConfig) -> Stream:
+    """The stream of a run, cut to its limit, labels delayed, rows gathered into batches.
+
+    Where every row is an event of its own the blocks of the source are kept, since the loop goes through them row by row
+    with the same result; a delay needs single rows, for it is counted in rows.
+    """
+    stream = open_stream(config.stream, seed=config.seed, label=config.label, **config.stream_params)
+    if config.limit is not None:
+        stream = take(stream, config.limit)
+    if config.batch > 1 or config.delay:
+        stream = rebatch(stream, config.batch)
+    return delay_labels(stream, config.delay)
+
+
+def complete(given: Mapping[str, Any], params: type | None, of: str) -> dict[str, Any]:
     """Every parameter of a dataclass with its value: the given ones converted, the others at their defaults."""
+    if params is None:
+        return dict(given)
     types = get_type_hints(params)
     names = [f.name for f in fields(params)]
     for key in given:
@@ -127,12 +153,13 @@ def complete(given: Mapping[str, Any], params: type, of: str) -> dict[str, Any]:
     return {n: convert(given[n], types[n], f"{of}: {n}") if n in given else defaults[n] for n in names}
 
 
-def assign(settings: Iterable[str], stream: type, learner: type) -> tuple[dict[str, str], dict[str, str]]:
+def assign(settings: Iterable[str], stream: type | None, learner: type) -> tuple[dict[str, str], dict[str, str]]:
     """Sort ``--set key=value`` into the stream's and the learner's parameters.
 
-    A key that both have needs its owner named: ``stream.key=value`` or ``learner.key=value``.
+    A key that both have needs its owner named: ``stream.key=value`` or ``learner.key=value``. A stream whose
+    parameters are not known beforehand (None) gets what the learner does not have.
     """
-    known = {"stream": [f.name for f in fields(stream)], "learner": [f.name for f in fields(learner)]}
+    known = {"stream": [] if stream is None else [f.name for f in fields(stream)], "learner": [f.name for f in fields(learner)]}
     given: dict[str, dict[str, str]] = {"stream": {}, "learner": {}}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -143,6 +170,8 @@ def assign(settings: Iterable[str], stream: type, learner: type) -> tuple[dict[s
         owners = [o for o, names in known.items() if key in names and (not dot or o == owner)]
         if len(owners) > 1:
             raise InputError(f"--set {key}: stream and learner both have it; say stream.{key} or learner.{key}")
+        if not owners and stream is None and (not dot or owner == "stream"):
+            owners = ["stream"]
         if not owners:
             there = "; ".join(f"{o}: {', '.join(names) or 'none'}" for o, names in known.items())
             raise InputError(f"--set {setting.partition('=')[0]}: no such parameter ({there})")

@@ -1,0 +1,184 @@
+"""What ``driftway streams``, ``learners``, ``metrics``, ``data`` and ``bench`` print: plain aligned text, good for eye and grep."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+from ..streams.datasets import Dataset
+from ..streams.spec import InputError
+
+
+
+def columns(rows: Iterable[Sequence[str]], *, header: Sequence[str] = ()) -> str:
+    """Rows as aligned columns; the last one is wrapped under itself to the width of the terminal."""
+    table = [list(header)] * bool(header) + [[str(cell) for cell in row] for row in rows]
+    if not table:
+        return ""
+    widths = [max(len(row[j]) for row in table) for j in range(len(table[0]) - 1)]
+    left = sum(widths) + 2 * len(widths)
+    width = max(shutil.get_terminal_size((100, 24)).columns, left + 30)
+    lines = []
+    for row in table:
+        start = "".join(cell.ljust(size + 2) for cell, size in zip(row, widths))
+        wrapped = textwrap.wrap(row[-1], width - left - 1, break_long_words=False, break_on_hyphens=False) or [""]
+        lines.append((start + wrapped[0]).rstrip())
+        lines += [" " * left + more for more in wrapped[1:]]
+    return "\n".join(lines)
+
+
+def parameters(params: type) -> str:
+    """The fields of a parameter dataclass: name, type, default, meaning."""
+    types, rows = get_type_hints(params), []
+    meanings = described(params)
+    for field in fields(params):
+        kind = types[field.name]
+        shown = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+        shown = shown.replace("typing.", "")
+        rows.append((f"  {field.name}", shown, _default(field), meanings.get(field.name, "")))
+    return columns(rows, header=("  parameter", "type", "default", "meaning")) if rows else "  no parameters"
+
+
+def described(params: type) -> dict[str, str]:
+    """What each field means: its own metadata, else the ``name: words.`` sentences of the dataclass's docstring."""
+    text = " ".join((inspect.getdoc(params) or "").split())
+    anyone = "|".join(re.escape(field.name) for field in fields(params))
+    found: dict[str, str] = {}
+    for match in re.finditer(rf"(?:^|[.)] )((?:{anyone})(?:, (?:{anyone}))*): (.*?)(?=[.)] (?:{anyone})[,:]|$)", text):
+        for name in match[1].split(", "):
+            found[name] = match[2].strip().rstrip(".")
+    return found | {f.name: str(f.metadata["doc"]) for f in fields(params) if "doc" in f.metadata}
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is not MISSING:
+        return str(field.default) if field.default != "" else "''"
+    return str(field.default_factory()) if field.default_factory is not MISSING else "required"
+
+
+def show(kind: str, name: str | None) -> None:
+    """Print the table of one kind, or everything about one of its names."""
+    {"streams": _streams, "learners": _learners, "metrics": _metrics}[kind](name)
+
+
+def _streams(name: str | None) -> None:
+    from ..streams.catalog import STREAMS, describe
+
+    if name is None:
+        rows = [(n, e.summary) for n, e in STREAMS.items()]
+        print(columns([*rows, ("river:NAME", "any data set of river"), ("PATH", "csv, tsv, jsonl (.gz too), parquet, npz")]))
+        return
+    about = describe(name)
+    print(f"{name}: {about['summary']}\n")
+    if about["text"]:
+        print(textwrap.indent(about["text"], "  ") + "\n")
+    rows = [(f"  {p['name']}", p["type"], str(p["default"]), p["doc"]) for p in about["parameters"]]
+    print(columns(rows, header=("  parameter", "type", "default", "meaning")) if rows else "  no parameters")
+    if about["citation"]:
+        print(f"\n  source    {about['citation']}")
+    if about["dataset"]:
+        print(f"  data      driftway data {about['dataset']}")
+
+
+def _learners(name: str | None) -> None:
+    from .learners import LEARNERS, find_learner, learner_class, learner_params
+
+    if name is None:
+        rows = [(f"{n}:{e.takes}" if e.takes else n, e.summary) for n, e in LEARNERS.items()]
+        print(columns(rows))
+        return
+    entry, _ = find_learner(name)
+    kind = learner_class(name)
+    print(f"{name}: {entry.summary}\n")
+    print(textwrap.indent(inspect.getdoc(kind) or "", "  ") + "\n")
+    print(parameters(learner_params(name)))
+    print(f"\n  targets   {', '.join(sorted(kind.targets))}\n  devices   {', '.join(sorted(kind.devices))}")
+    print(f"  needs     {', '.join(sorted(kind.needs)) or 'nothing but labels'}")
+    if entry.citation:
+        print(f"  source    {entry.citation}")
+
+
+def _metrics(name: str | None) -> None:
+    from ..evaluation.metrics import METRICS
+
+    if name is None:
+        print(columns((m.name, m.direction, m.meaning) for m in METRICS.values()))
+        return
+    metric = METRICS[known(name, METRICS, "metric")]
+    print(f"{metric.name}: {metric.meaning}\n\n  formula   {metric.formula}\n  better    {metric.direction}")
+    print(f"  source    {metric.citation}")
+
+
+def known(name: str, table: Iterable[str], what: str) -> str:
+    """The name, if it is in the table; ``InputError`` with near matches if not."""
+    names = list(table)
+    if name in names:
+        return name
+    near = get_close_matches(name, names, n=3)
+    raise InputError(f"unknown {what} {name!r}: " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"))
+
+
+def show_data(name: str | None, *, fetch: bool) -> bool:
+    """Print where each data set is, or get the missing ones; False where one could not be had."""
+    from ..streams.datasets import DATASETS, folders, locate
+
+    chosen = list(DATASETS.values()) if name is None else [DATASETS[known(name, DATASETS, "data set")]]
+    if fetch:
+        return all([_fetch(dataset) for dataset in chosen if locate(dataset) is None])
+    if name is None:
+        print(columns(((d.name, d.file, "found" if locate(d) else "missing", d.licence) for d in chosen),
+                      header=("data set", "file", "here", "licence")))  # fmt: skip
+        print(f"\nlooked for in {' then '.join(map(str, folders()))}")
+        print("driftway data NAME says more; driftway data NAME --fetch gets it from its publisher")
+        return True
+    dataset = chosen[0]
+    where = locate(dataset)
+    facts = [
+        ("file", dataset.file),
+        ("here", str(where) if where else "missing"),
+        ("looked for", " then ".join(map(str, folders()))),
+        ("licence", dataset.licence),
+        ("publisher", dataset.publisher),
+        *(("source", f"{s.url} (sha256 {s.sha256})") for s in dataset.sources),
+        ("how", f"driftway data {dataset.name} --fetch"),
+        ("by hand", dataset.how),
+    ]
+    print(f"{dataset.name}\n\n{columns((('  ' + key, value) for key, value in facts))}")
+    return True
+
+
+def _fetch(dataset: Dataset) -> bool:
+    """Download one data set with a bar on stderr; on failure say why and go on with the next."""
+    from ..streams.fetch import fetch
+
+    def bar(file: str, done: int, total: int | None) -> None:
+        if sys.stderr.isatty():
+            share = f"{100 * done / total:3.0f} %" if total else ""
+            sys.stderr.write(f"\r{dataset.name}: {file} {done / 1e6:.1f} MB {share}\x1b[K")
+
+    try:
+        print(fetch(dataset, progress=bar))
+    except InputError as fault:
+        print(f"driftway: error: {fault}", file=sys.stderr)
+        return False
+    finally:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+    return True
+
+
+def show_bench(rows: list[dict[str, Any]]) -> None:
+    """The rows of a benchmark as a table."""
+    cells = [
+        (r["bench"], r["case"], f"{r['ours']:,.4g}" if r["ours"] < 100 else f"{r['ours']:,.0f}",
+         f"{r['peer']:,.4g}" if r["peer"] < 100 else f"{r['peer']:,.0f}", r["unit"], f"{r['ratio']:.2f}x", r["peer_name"])
+        for r in rows
+    ]  # fmt: skip
+    print(columns(cells, header=("bench", "case", "ours", "peer", "unit", "ratio", "peer is")))
