@@ -235,11 +235,13 @@ METRICS: dict[str, Metric] = {
             "accuracy or MAE of that baseline", "none", "I. Žliobaitė et al., Machine Learning 98, 2015",
         ),
         Metric(
-            "window", "any of the above over the last rows only (accuracy_window)", "over the last w labelled rows (w = 1000)", "none",
+            "window", "any of the above over the last rows only (accuracy_window)",
+            "over the last w labelled rows (w = 1000)", "none",
             "A. Bifet, R. Kirkby, Data stream mining: a practical approach, 2009",
         ),
         Metric(
-            "fading", "any of the above, older rows faded (accuracy_fading)", "S / N with S = x + f S, N = 1 + f N (f = 0.999)", "none",
+            "fading", "any of the above, older rows faded (accuracy_fading)",
+            "S / N with S = x + f S, N = 1 + f N (f = 0.999)", "none",
             "J. Gama et al., Machine Learning 90, 2013",
         ),
         Metric(

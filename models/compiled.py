@@ -1,4 +1,4 @@
-"""``compiled``: the one way functions of this package are compiled to machine code.
+"""``compiled`` and ``inner``: the one way functions of this package are compiled to machine code.
 
 Numba keeps compiled code on disk, but notices only a change of the very file a function stands in, not of the
 functions it calls. A stale caller would then go on running old code. So the cache lies in a folder named after a
@@ -52,3 +52,14 @@ _use_own_cache()
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile on first call, strictly by IEEE rules (no reordering), so that every path gives the same bits."""
     return numba.njit(cache=True, error_model="numpy")(function)
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """As ``compiled``, for functions that only compiled code calls: no entry point for Python, half the work."""
+    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """As ``compiled``, and its code is put into every compiled caller: for small functions over many arrays, where
+    passing the arrays at every call would cost more than the work."""
+    return numba.njit(cache=True, error_model="numpy", forceinline=True)(function)

@@ -21,8 +21,9 @@ from math import log, sqrt
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from .compiled import inlined
 
 Array: TypeAlias = NDArray[Any]
 
@@ -65,7 +66,7 @@ def new_adwins(n: int) -> Adwins:
     )
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def adwin_reset(a: Adwins, i: int) -> None:
     """Empty detector i."""
     a.counts[i] = 0
@@ -73,19 +74,19 @@ def adwin_reset(a: Adwins, i: int) -> None:
     a.marks[i, 0], a.marks[i, 1], a.marks[i, 2] = 0, 1, 0
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def adwin_width(a: Adwins, i: int) -> float:
     """How many values the window of detector i holds."""
     return a.window[i, 0]
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def adwin_mean(a: Adwins, i: int) -> float:
     """Mean of the window of detector i; 0 when it is empty."""
     return a.window[i, 1] / a.window[i, 0] if a.window[i, 0] > 0.0 else 0.0
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def _drop_first(a: Adwins, i: int, level: int, n: int) -> None:
     """Take the n oldest buckets out of a level."""
     left = a.counts[i, level] - n
@@ -95,7 +96,7 @@ def _drop_first(a: Adwins, i: int, level: int, n: int) -> None:
     a.counts[i, level] = left
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def _forget_oldest(a: Adwins, i: int) -> None:
     """Take the oldest bucket out of the window, and its share out of the window's moments."""
     level = a.marks[i, 1] - 1
@@ -111,7 +112,7 @@ def _forget_oldest(a: Adwins, i: int) -> None:
         a.marks[i, 1] = level
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def _join_buckets(a: Adwins, i: int) -> None:
     """Wherever a level holds one bucket too many, join its two oldest into one of the next level."""
     for level in range(LEVELS):
@@ -131,7 +132,7 @@ def _join_buckets(a: Adwins, i: int) -> None:
         _drop_first(a, i, level, 2)
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def _has_cut(a: Adwins, i: int, delta: float) -> bool:
     """Whether some cut of the window, from the oldest on, parts values whose means differ.
 
@@ -160,7 +161,7 @@ def _has_cut(a: Adwins, i: int, delta: float) -> bool:
     return False
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def adwin_update(a: Adwins, i: int, value: float, delta: float) -> bool:
     """Give detector i the next value of its series; True when the mean has changed (significance ``delta``).
 
@@ -213,20 +214,20 @@ def new_page_hinkleys(n: int) -> PageHinkleys:
     return PageHinkleys(np.tile(np.array([0.0, 0.0, 0.0, 0.0, LARGEST, -1.0, 0.0]), (n, 1)))
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def page_hinkley_reset(p: PageHinkleys, i: int) -> None:
     """Make detector i fresh."""
     p.sums[i] = 0.0
     p.sums[i, 4], p.sums[i, 5] = LARGEST, -1.0
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def page_hinkley_mean(p: PageHinkleys, i: int) -> float:
     """Mean of the values since detector i was last fresh; 0 when there was none."""
     return p.sums[i, 1]
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@inlined
 def page_hinkley_update(
     p: PageHinkleys,
     i: int,
