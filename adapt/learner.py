@@ -43,12 +43,15 @@ class Prediction:
 
 
 def stack(parts: list[Prediction]) -> Prediction:
-    """Predictions of several batches as one, in order; scores and traces are padded with 0 where classes grew."""
+    """Predictions of several batches as one, in order; scores and traces are padded with 0 where classes grew.
+
+    Scores and entries of the trace survive only if every part has them.
+    """
     if len(parts) == 1:
         return parts[0]
     output = np.concatenate([p.output for p in parts])
     scores = [p.scores for p in parts if p.scores is not None]
-    trace = {k: _stack([p.trace[k] for p in parts]) for k in parts[0].trace}
+    trace = {k: _stack([p.trace[k] for p in parts]) for k in parts[0].trace if all(k in p.trace for p in parts)}
     return Prediction(output, _stack(scores) if len(scores) == len(parts) else None, trace)
 
 
