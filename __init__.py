@@ -16,6 +16,8 @@ _HOMES = {
     "adapt.learners": "learner=make_learner",
     "adapt.guard": "Guard Rollback",
     "adapt.checkpoint": "Checkpointer",
+    "evaluation": "metrics",
+    "evaluation.prequential": "Prequential",
 }
 _HOME = {
     name.partition("=")[0]: (home, name.split("=")[-1]) for home, names in _HOMES.items() for name in names.split()
