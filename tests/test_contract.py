@@ -40,6 +40,11 @@ CASES = [
     Case("no-change"),
     Case("logistic", {"rate": 0.1, "l2": 0.001}),
     Case("frozen:logistic", {"after": 150}),
+    Case("hoeffding-tree", {"grace": 40}),
+    Case("hoeffding-tree", {"grace": 40, "adaptive": True}),
+    Case("driftmoe"),
+    Case("driftmoe", {"lean": True}),
+    Case("driftmoe", {"faithful": True}),
     Case("river:tree.HoeffdingTreeClassifier", saves=False),
     Case("river:tree.HoeffdingTreeRegressor", {"leaf_prediction": "mean"}, saves=False),
 ]

@@ -31,11 +31,15 @@ class Entry:
 _GAMA = "Gama, Sebastião, Rodrigues: On evaluating stream learning algorithms. Machine Learning 90, 2013"
 _RIVER = "Montiel et al.: River: machine learning for streaming data in Python. JMLR 22(110), 2021"
 _LOGISTIC = "Bishop: Pattern recognition and machine learning, 2006, sections 4.3.2 and 3.1.3"
+_HOEFFDING = "Domingos, Hulten: Mining high-speed data streams. KDD 2000"
+_DRIFTMOE = "DriftMoE: a mixture of experts approach to handle concept drifts. arXiv 2507.18464, 2025"
 
 LEARNERS: dict[str, Entry] = {
     "majority": Entry("majority:Majority", "the commonest class so far, or the running mean", _GAMA),
     "no-change": Entry("no_change:NoChange", "the label that came last", _GAMA),
     "logistic": Entry("logistic:Logistic", "online softmax or linear regression on standardised columns", _LOGISTIC),
+    "hoeffding-tree": Entry("hoeffding_tree:HoeffdingTree", "one incremental decision tree, compiled", _HOEFFDING),
+    "driftmoe": Entry("driftmoe:DriftMoE", "trees and linear experts under a router that learns on line", _DRIFTMOE),
     "river": Entry("river_model:RiverModel", "any river classifier or regressor", _RIVER, "module.Class"),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
