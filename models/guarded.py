@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import compiled
+from .compiled import inner
 from .detectors import Adwins, adwin_mean, adwin_reset, adwin_update, new_adwins
 from .hoeffding import Floats, Forest, Rules, fell, plant, uniform
 from .splitting import has_room, learn_tree
@@ -31,7 +31,7 @@ def new_guards(n: int) -> Guards:
     return Guards(new_adwins(n), new_adwins(n), np.zeros(n, np.int64))
 
 
-@compiled
+@inner
 def poisson(forest: Forest, tree: int, mean: float) -> float:
     """A Poisson draw from the tree's generator (inversion); mean 0 stands for a weight of exactly 1."""
     if mean <= 0:
@@ -46,14 +46,14 @@ def poisson(forest: Forest, tree: int, mean: float) -> float:
     return float(k)
 
 
-@compiled
+@inner
 def _rose(detectors: Adwins, i: int, error: float, delta: float) -> bool:
     """Feed one error; True when the detector finds a change to the worse."""
     before = adwin_mean(detectors, i)
     return adwin_update(detectors, i, error, delta) and adwin_mean(detectors, i) > before
 
 
-@compiled
+@inner
 def watch(
     forest: Forest, guards: Guards, tree: int, error: float, warning_delta: float, drift_delta: float
 ) -> None:
@@ -73,7 +73,7 @@ def watch(
         guards.replaced[tree] += 1
 
 
-@compiled
+@inner
 def learn_guarded(
     forest: Forest, rules: Rules, guards: Guards, tree: int, x: Floats, y: int, weight: float, scratch: Floats
 ) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from .compiled import compiled
+from .compiled import inner
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -153,7 +153,7 @@ def _more_free(free: NDArray, count: int, size: int) -> tuple[NDArray, int]:
     return stack, count + len(fresh)
 
 
-@compiled
+@inner
 def uniform(forest: Forest, tree: int) -> float:
     """The next number in [0, 1) of a tree's generator (SplitMix64: Steele, Lea, Flood, OOPSLA 2014)."""
     forest.generator[tree] += np.uint64(0x9E3779B97F4A7C15)
@@ -164,7 +164,7 @@ def uniform(forest: Forest, tree: int) -> float:
     return np.float64(z >> np.uint64(11)) * 2.0**-53
 
 
-@compiled
+@inner
 def take_leaf(forest: Forest, tree: int, depth: int) -> int:
     """A new, empty leaf node; the caller has made sure that there is room."""
     forest.used[FREE_NODES] -= 1
@@ -193,20 +193,20 @@ def take_leaf(forest: Forest, tree: int, depth: int) -> int:
     return at
 
 
-@compiled
+@inner
 def clear_observers(forest: Forest, slot: int) -> None:
     """Forget what a leaf knows of its features; its class weights stay."""
     forest.observer[slot] = 0.0
     forest.categories[slot] = 0.0
 
 
-@compiled
+@inner
 def plant(forest: Forest, tree: int) -> None:
     """Give a tree its first leaf."""
     forest.root[tree] = take_leaf(forest, tree, 0)
 
 
-@compiled
+@inner
 def fell(forest: Forest, tree: int) -> None:
     """Free every slot of a tree. Multiway branch tables are not reclaimed: forests that fell trees split in two."""
     if forest.root[tree] < 0:
@@ -229,7 +229,7 @@ def fell(forest: Forest, tree: int) -> None:
     forest.root[tree] = -1
 
 
-@compiled
+@inner
 def child_of(forest: Forest, at: int, x: Floats, learning: bool) -> int:
     """The branch a row takes at an inner node; where its value is missing or new, the branch most rows took."""
     node = forest.node[at]
@@ -254,7 +254,7 @@ def child_of(forest: Forest, at: int, x: Floats, learning: bool) -> int:
     return np.int64(node[LEFT]) if left_heavier else np.int64(node[RIGHT])
 
 
-@compiled
+@inner
 def find_leaf(forest: Forest, tree: int, x: Floats) -> int:
     """The leaf node a row falls into; -1 for an unborn tree."""
     at = forest.root[tree]
@@ -265,7 +265,7 @@ def find_leaf(forest: Forest, tree: int, x: Floats) -> int:
     return at
 
 
-@compiled
+@inner
 def majority_of(forest: Forest, slot: int, out: Floats) -> bool:
     """Class shares of a leaf into out[C]; False (and zeros) where the leaf is empty."""
     counts = forest.counts[slot]
@@ -277,7 +277,7 @@ def majority_of(forest: Forest, slot: int, out: Floats) -> bool:
     return total > 0
 
 
-@compiled
+@inner
 def bayes_of(forest: Forest, slot: int, x: Floats, out: Floats) -> bool:
     """Naive Bayes posteriors of a leaf into out[C]: p(c|x) ~ p(c) prod_f p(x_f|c); False where the leaf is empty.
 
@@ -324,7 +324,7 @@ def bayes_of(forest: Forest, slot: int, x: Floats, out: Floats) -> bool:
     return True
 
 
-@compiled
+@inner
 def top(scores: Floats) -> int:
     """Index of the largest score, the lowest on ties."""
     best = 0
@@ -334,7 +334,7 @@ def top(scores: Floats) -> int:
     return best
 
 
-@compiled
+@inner
 def predict_tree(forest: Forest, rules: Rules, tree: int, x: Floats, out: Floats) -> bool:
     """Class probabilities of one tree for a row x[d] into out[C]; False where the tree knows nothing."""
     at = find_leaf(forest, tree, x)
@@ -348,7 +348,7 @@ def predict_tree(forest: Forest, rules: Rules, tree: int, x: Floats, out: Floats
     return majority_of(forest, slot, out)
 
 
-@compiled
+@inner
 def observe(forest: Forest, slot: int, x: Floats, y: int, weight: float) -> None:
     """Add a row to a leaf: class weight, and per observed feature a weighted Welford step or a category count."""
     forest.counts[slot, y] += weight
@@ -379,7 +379,7 @@ def observe(forest: Forest, slot: int, x: Floats, y: int, weight: float) -> None
             observer[OFFSET, j] = -HALF_LOG_TAU - 0.5 * np.log(variance)
 
 
-@compiled
+@inner
 def variance_of(forest: Forest, observer: Floats, j: int, f: int) -> float:
     """Sample variance of one Gaussian, at least the feature's floor; 0 where fewer than two units of weight came."""
     if observer[COUNT, j] <= 1:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import compiled
+from .compiled import inner
 
 Floats = NDArray[np.float64]
 
 
-@compiled
+@inner
 def softmax_scores(weights: Floats, x: Floats, n_classes: int, out: Floats) -> None:
     """Class probabilities out[:n_classes] = softmax(W x + b) of one model weights[C, D + 1]; later entries are 0."""
     d = x.shape[0]
@@ -33,7 +33,7 @@ def softmax_scores(weights: Floats, x: Floats, n_classes: int, out: Floats) -> N
     out[n_classes:] = 0.0
 
 
-@compiled
+@inner
 def softmax_step(weights: Floats, x: Floats, y: int, scores: Floats, n_classes: int, rate: float, decay: float) -> None:
     """One SGD step on cross-entropy: W_c <- (1 - rate decay) W_c - rate (p_c - [c = y]) x, p = scores[C] given."""
     d = x.shape[0]

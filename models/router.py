@@ -3,9 +3,8 @@
     h1 = relu(x W1 + b1),  h2 = relu(h1 W2 + b2),  z = h2 W3 + b3,
     L = -(1 / (B E)) sum_bi [ m_bi log sigma(z_bi) + (1 - m_bi) log(1 - sigma(z_bi)) ],  dL/dz = (sigma(z) - m) / (B E)
 
-All parameters lie in one float32 vector, so that Adam is one loop. Single rows are pushed through by plain loops in a
-fixed order of additions (the answer for a row does not depend on what is computed beside it); mini-batches train
-through BLAS.
+All parameters lie in one float32 vector, so that Adam is one loop. A single row is pushed through as sums of weighted
+rows of W in a fixed order, skipping zeros (half of all units after a ReLU); mini-batches go through BLAS.
 
 Legend: D inputs, H hidden units of the first layer (the second has H2), E outputs, B rows of the mini-batch.
 """
@@ -17,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import compiled
+from .compiled import compiled, inner
 
 Singles = NDArray[np.float32]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+LARGEST_PIECE = 2**18  # multiply-adds up to which OpenBLAS stays in one thread
 STEPS, FILLED, ROWS = range(3)  # entries of counter
 
 
@@ -87,35 +87,45 @@ def with_outputs(router: Router, outputs: int, rng: np.random.Generator) -> Rout
     )
 
 
-@compiled
-def _affine(theta: Singles, start: int, n: int, m: int, x: Singles, out: Singles) -> int:
-    """out[m] = x[n] W + b for the layer at ``start``; zeros in x cost nothing. Returns where the next layer starts.
+@inner
+def add_rows(out: Singles, share: Singles, rows: Singles, used: NDArray[np.int64]) -> None:
+    """out[m] += sum_i share[i] rows[i, m]; zeros in share cost nothing. used: scratch, at least as long as share.
 
-    Four rows of W are added at a time, so that out is read and written a quarter as often.
+    Four rows are added at a time, so that out is read and written a quarter as often.
     """
-    bias = start + n * m
-    used = np.empty(n, np.int64)
     count = 0
-    for i in range(n):
-        if x[i] != 0:
-            used[count] = start + i * m
+    for i in range(share.shape[0]):
+        if share[i] != 0:
+            used[count] = i
             count += 1
-    for j in range(m):
-        out[j] = theta[bias + j]
     for first in range(0, count - 3, 4):
         a, b, c, d = used[first], used[first + 1], used[first + 2], used[first + 3]
-        xa, xb, xc, xd = x[(a - start) // m], x[(b - start) // m], x[(c - start) // m], x[(d - start) // m]
-        ra, rb, rc, rd = theta[a : a + m], theta[b : b + m], theta[c : c + m], theta[d : d + m]
-        for j in range(m):
-            out[j] += (xa * ra[j] + xb * rb[j]) + (xc * rc[j] + xd * rd[j])
+        sa, sb, sc, sd = share[a], share[b], share[c], share[d]
+        ra, rb, rc, rd = rows[a], rows[b], rows[c], rows[d]
+        for j in range(out.shape[0]):
+            out[j] += (sa * ra[j] + sb * rb[j]) + (sc * rc[j] + sd * rd[j])
     for k in range(count - count % 4, count):
-        row, value = theta[used[k] : used[k] + m], x[(used[k] - start) // m]
-        for j in range(m):
-            out[j] += value * row[j]
-    return bias + m
+        one, row = share[used[k]], rows[used[k]]
+        for j in range(out.shape[0]):
+            out[j] += one * row[j]
 
 
-@compiled
+@inner
+def _weights(theta: Singles, start: int, n: int, m: int) -> Singles:
+    """The matrix [n, m] that starts at ``start`` (a view)."""
+    return theta[start : start + n * m].reshape(n, m)
+
+
+@inner
+def _layer(theta: Singles, start: int, n: int, m: int, x: Singles, out: Singles, used: NDArray[np.int64]) -> None:
+    """out[m] = x[n] W + b for the layer at ``start``."""
+    bias = start + n * m
+    for j in range(m):
+        out[j] = theta[bias + j]
+    add_rows(out, x, _weights(theta, start, n, m), used)
+
+
+@inner
 def _rectify(h: Singles) -> None:
     for j in range(h.shape[0]):
         h[j] = max(h[j], np.float32(0))
@@ -125,11 +135,13 @@ def _rectify(h: Singles) -> None:
 def route(router: Router, x: Singles, h1: Singles, h2: Singles, z: Singles) -> None:
     """Logits z[E] of one row x[D]; h1[H] and h2[H2] receive the hidden units."""
     d, h, k, e = router.size
-    at = _affine(router.theta, 0, d, h, x, h1)
+    used = np.empty(max(d, max(h, k)), np.int64)
+    second, third = d * h + h, d * h + h + h * k + k
+    _layer(router.theta, 0, d, h, x, h1, used)
     _rectify(h1)
-    at = _affine(router.theta, at, h, k, h1, h2)
+    _layer(router.theta, second, h, k, h1, h2, used)
     _rectify(h2)
-    _affine(router.theta, at, k, e, h2, z)
+    _layer(router.theta, third, k, e, h2, z, used)
 
 
 @compiled
@@ -149,33 +161,75 @@ def collect(router: Router, x: Singles, mask: Singles, weight: Singles, rate: fl
     return True
 
 
+@inner
+def _product(a: Singles, b: Singles, out: Singles) -> None:
+    """out = a b, by BLAS, in pieces too small for it to start threads: the same bits whatever else is running."""
+    step = max(1, LARGEST_PIECE // (b.shape[0] * b.shape[1]))
+    for i in range(0, a.shape[0], step):
+        np.dot(a[i : i + step], b, out[i : i + step])
+
+
+@inner
+def _layer_gradient(out: Singles, start: int, inputs: Singles, errors: Singles) -> None:
+    """Write dL/dW = inputs' errors and dL/db = sum_b errors of the layer at ``start``; inputs[B, n], errors[B, m]."""
+    n, m = inputs.shape[1], errors.shape[1]
+    turned = np.empty((n, inputs.shape[0]), np.float32)
+    for b in range(inputs.shape[0]):
+        for i in range(n):
+            turned[i, b] = inputs[b, i]
+    _product(turned, errors, _weights(out, start, n, m))
+    bias = out[start + n * m : start + n * m + m]
+    bias[:] = 0
+    for b in range(errors.shape[0]):
+        for j in range(m):
+            bias[j] += errors[b, j]
+
+
+@inner
+def _forward(theta: Singles, start: int, x: Singles, out: Singles, rectified: bool) -> None:
+    """out[B, m] = x[B, n] W + b for the layer at ``start``, below zero cut off where it is rectified."""
+    n, m = x.shape[1], out.shape[1]
+    _product(x, _weights(theta, start, n, m), out)
+    bias = theta[start + n * m : start + n * m + m]
+    for b in range(out.shape[0]):
+        for j in range(m):
+            value = out[b, j] + bias[j]
+            out[b, j] = max(value, np.float32(0)) if rectified else value
+
+
+@inner
+def _errors_below(errors: Singles, w: Singles, units: Singles, out: Singles) -> None:
+    """out[B, n] = errors[B, m] W' where the layer's units[B, n] are active, else 0."""
+    _product(errors, w.T, out)
+    for b in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[b, i] = out[b, i] if units[b, i] > 0 else np.float32(0)
+
+
 @compiled
 def gradient(router: Router) -> Singles:
     """dL/dtheta[P] over the whole mini-batch."""
     d, h, k, e = router.size
-    theta, x = router.theta, router.x
-    a, b, c = d * h, d * h + h, d * h + h + h * k
-    w1 = theta[:a].reshape(d, h)
-    w2, w3 = theta[b:c].reshape(h, k), theta[c + k : c + k + k * e].reshape(k, e)
-    h1 = np.maximum(np.dot(x, w1) + theta[a:b], np.float32(0))
-    h2 = np.maximum(np.dot(h1, w2) + theta[c : c + k], np.float32(0))
-    z = np.dot(h2, w3) + theta[c + k + k * e :]
-    g3 = np.empty_like(z)
-    for i in range(z.shape[0]):
+    theta, x, rows = router.theta, router.x, router.x.shape[0]
+    second, third = d * h + h, d * h + h + h * k + k
+    h1, h2, g3 = np.empty((rows, h), np.float32), np.empty((rows, k), np.float32), np.empty((rows, e), np.float32)
+    _forward(theta, 0, x, h1, True)
+    _forward(theta, second, h1, h2, True)
+    _forward(theta, third, h2, g3, False)
+    for b in range(rows):
         for j in range(e):
-            share = router.weight[i, j] / np.float32(z.size)
-            g3[i, j] = (sigmoid(z[i, j]) - router.mask[i, j]) * share
-    g2 = np.dot(g3, w3.T) * (h2 > 0)
-    g1 = np.dot(g2, w2.T) * (h1 > 0)
-    out = np.empty_like(theta)
-    out[:a] = np.dot(x.T, g1).ravel()
-    out[b:c] = np.dot(h1.T, g2).ravel()
-    out[c + k : c + k + k * e] = np.dot(h2.T, g3).ravel()
-    out[a:b], out[c : c + k], out[c + k + k * e :] = g1.sum(axis=0), g2.sum(axis=0), g3.sum(axis=0)
+            share = router.weight[b, j] / np.float32(rows * e)
+            g3[b, j] = (sigmoid(g3[b, j]) - router.mask[b, j]) * share
+    g1, g2, out = np.empty_like(h1), np.empty_like(h2), np.empty_like(theta)
+    _errors_below(g3, _weights(theta, third, k, e), h2, g2)
+    _errors_below(g2, _weights(theta, second, h, k), h1, g1)
+    _layer_gradient(out, 0, x, g1)
+    _layer_gradient(out, second, h1, g2)
+    _layer_gradient(out, third, h2, g3)
     return out
 
 
-@compiled
+@inner
 def sigmoid(z: float) -> float:
     """1 / (1 + exp(-z)), in single precision."""
     return np.float32(1) / (np.float32(1) + np.exp(-np.float32(z)))

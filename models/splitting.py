@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from .compiled import compiled
+from .compiled import compiled, inner
 
 from .hoeffding import (
     ADAPTIVE,
@@ -51,7 +51,7 @@ from .hoeffding import (
 )
 
 
-@compiled
+@inner
 def entropy(weights: Floats) -> float:
     """Shannon entropy in bits of class weights[C]; 0 where there is no weight."""
     total, sum_of_logs = 0.0, 0.0
@@ -62,7 +62,7 @@ def entropy(weights: Floats) -> float:
     return np.log2(total) - sum_of_logs / total if total > 0 else 0.0
 
 
-@compiled
+@inner
 def gain(before: float, branches: Floats, min_branch: float) -> float:
     """Information gain of branches[B, C] over an entropy; -inf unless two branches hold more than ``min_branch``."""
     total, large = 0.0, 0
@@ -78,7 +78,7 @@ def gain(before: float, branches: Floats, min_branch: float) -> float:
     return before - after if large >= 2 else -np.inf
 
 
-@compiled
+@inner
 def share_below(forest: Forest, observer: Floats, j: int, f: int, cut: float) -> float:
     """Weight of one class that its Gaussian puts at or below a cut: n Phi((cut - mean) / sigma)."""
     if cut < observer[LOW, j]:
@@ -91,7 +91,7 @@ def share_below(forest: Forest, observer: Floats, j: int, f: int, cut: float) ->
     return observer[COUNT, j] * 0.5 * math.erfc((observer[MEAN, j] - cut) / math.sqrt(2.0 * variance))
 
 
-@compiled
+@inner
 def best_cut(forest: Forest, rules: Rules, slot: int, j: int, before: float, halves: Floats) -> tuple[float, float]:
     """Merit and value of the best of ``cuts`` evenly spaced thresholds of a numeric feature. halves: scratch [2, C]."""
     f = forest.subset[slot, j]
@@ -117,7 +117,7 @@ def best_cut(forest: Forest, rules: Rules, slot: int, j: int, before: float, hal
     return best, value
 
 
-@compiled
+@inner
 def best_category(
     forest: Forest, rules: Rules, slot: int, j: int, before: float, halves: Floats
 ) -> tuple[float, float, bool]:
@@ -141,7 +141,7 @@ def best_category(
     return best, value, multiway
 
 
-@compiled
+@inner
 def attempt_split(forest: Forest, rules: Rules, tree: int, at: int) -> None:
     """Split the leaf node if one feature is clearly the best; without room for the children it stays a leaf."""
     slot = forest.node[at, LEAF]
@@ -191,7 +191,7 @@ def has_room(forest: Forest, extra: int) -> bool:
     return forest.used[FREE_NODES] >= extra and forest.used[FREE_LEAVES] >= extra
 
 
-@compiled
+@inner
 def split_in_two(forest: Forest, tree: int, at: int, j: int, value: float) -> None:
     """Turn a leaf into a numeric (x <= value) or nominal (x == value) test with two leaves."""
     if not has_room(forest, 2):
@@ -216,7 +216,7 @@ def split_in_two(forest: Forest, tree: int, at: int, j: int, value: float) -> No
     give_back(forest, slot)
 
 
-@compiled
+@inner
 def split_all_ways(forest: Forest, tree: int, at: int, j: int) -> None:
     """Turn a leaf into a test with one leaf per category of a nominal feature."""
     node = forest.node[at]
@@ -235,7 +235,7 @@ def split_all_ways(forest: Forest, tree: int, at: int, j: int) -> None:
     give_back(forest, slot)
 
 
-@compiled
+@inner
 def settle(forest: Forest, at: int) -> None:
     """A new leaf counts its inherited weight as seen."""
     slot = forest.node[at, LEAF]
@@ -244,14 +244,14 @@ def settle(forest: Forest, at: int) -> None:
     forest.node_value[at, WEIGHT] = total
 
 
-@compiled
+@inner
 def give_back(forest: Forest, slot: int) -> None:
     """Free a leaf's statistics."""
     forest.free_leaves[forest.used[FREE_LEAVES]] = slot
     forest.used[FREE_LEAVES] += 1
 
 
-@compiled
+@inner
 def learn_tree(forest: Forest, rules: Rules, tree: int, x: Floats, y: int, weight: float, scratch: Floats) -> None:
     """Train one tree on a row x[d] of class y. scratch: [C]. An unborn tree is planted first."""
     if forest.root[tree] < 0:

@@ -1,0 +1,219 @@
+"""One Hoeffding tree (Domingos and Hulten, KDD 2000), optionally one that is replaced when its error rises.
+
+    descend to the leaf of x, predict with it; add (x, y) to the leaf's statistics;
+    every ``grace`` units of weight: split the leaf if the best feature leads by more than the Hoeffding bound
+
+Defaults and conventions are those of river's ``HoeffdingTreeClassifier``, with which it agrees row by row but for
+rounding (tests/learners/test_hoeffding_tree.py holds it to that). Ours: ``adaptive``, which guards the tree by ADWIN
+and grows a background tree (as in adaptive random forests), and the bound on memory, at which the tree stops growing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...models.arrays import from_dict, to_dict
+from ...models.compiled import compiled
+from ...models.guarded import Guards, learn_guarded, new_guards, watch
+from ...models.hoeffding import (
+    ADAPTIVE,
+    BAYES,
+    MAJORITY,
+    Forest,
+    Rules,
+    enlarged,
+    leaf_bytes,
+    new_forest,
+    predict_tree,
+    top,
+    with_classes,
+)
+from ...models.splitting import has_room
+from ...streams import Array, Batch, StreamSpec
+from ..learner import Learner, Prediction, State, stack
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LEAVES = {"majority": MAJORITY, "bayes": BAYES, "adaptive": ADAPTIVE}
+OPEN_SLOTS = 64
+
+
+def category_counts(spec: StreamSpec) -> list[int]:
+    """Categories to count per column, 0 for numeric ones; an open column shares slots by code modulo their number."""
+    counts = []
+    for column in spec.columns:
+        known = 0 if column.categories is None else max(1, len(column.categories))
+        counts.append(max(known, OPEN_SLOTS) if known and column.open else known)
+    return counts
+
+
+@compiled
+def predict_rows(forest: Forest, rules: Rules, x: Floats, out: Floats) -> Ints:
+    """Class probabilities of rows x[B, d] into out[B, C]; returns the answers. A tree without data says class 0."""
+    answers = np.zeros(x.shape[0], np.int64)
+    for b in range(x.shape[0]):
+        if predict_tree(forest, rules, 0, x[b], out[b]):
+            answers[b] = top(out[b])
+        else:
+            out[b] = 1.0 / out.shape[1]
+    return answers
+
+
+@compiled
+def learn_rows(
+    forest: Forest, guards: Guards, rules: Rules, guard: Floats, x: Floats, y: Ints, answers: Ints, start: int, room: int
+) -> int:
+    """Learn from row ``start`` on, as long as there is room for ``room`` leaves; returns where it stopped."""
+    scratch = np.empty(forest.counts.shape[1])
+    for b in range(start, x.shape[0]):
+        if not has_room(forest, room):
+            return b
+        learn_row(forest, guards, rules, guard, x[b], y[b], answers[b], scratch)
+    return x.shape[0]
+
+
+@compiled
+def learn_row(
+    forest: Forest, guards: Guards, rules: Rules, guard: Floats, x: Floats, y: int, answer: int, scratch: Floats
+) -> None:
+    """guard: float64[2], ADWIN's deltas for warning and drift, or empty where the tree is not guarded."""
+    if guard.shape[0] > 0:
+        watch(forest, guards, 0, 0.0 if answer == y else 1.0, guard[0], guard[1])
+    learn_guarded(forest, rules, guards, 0, x, y, 1.0, scratch)
+
+
+@compiled
+def run_rows(
+    forest: Forest,
+    guards: Guards,
+    rules: Rules,
+    guard: Floats,
+    x: Floats,
+    y: Ints,
+    answers: Ints,
+    out: Floats,
+    start: int,
+    stop: int,
+    room: int,
+) -> int:
+    """Test, then train, row after row, in [start, stop); returns where it stopped for want of room."""
+    scratch = np.empty(forest.counts.shape[1])
+    for b in range(start, stop):
+        if not has_room(forest, room):
+            return b
+        if predict_tree(forest, rules, 0, x[b], out[b]):
+            answers[b] = top(out[b])
+        else:
+            out[b] = 1.0 / out.shape[1]
+            answers[b] = 0
+        learn_row(forest, guards, rules, guard, x[b], y[b], answers[b], scratch)
+    return stop
+
+
+class HoeffdingTree(Learner):
+    """The learner ``hoeffding-tree``."""
+
+    @dataclass(frozen=True)
+    class Params:
+        """Settings of the tree; the defaults are river's."""
+
+        grace: float = 200.0
+        """Weight a leaf gathers between two split attempts."""
+        delta: float = 1e-7
+        """Allowed chance of a wrong split."""
+        tau: float = 0.05
+        """Hoeffding bound below which a tie is broken."""
+        leaf: Literal["majority", "bayes", "adaptive"] = "adaptive"
+        """What a leaf predicts with: its majority class, naive Bayes, or whichever did better in that leaf."""
+        binary: bool = False
+        """Split nominal columns in two, never into one branch per category (always so when adaptive)."""
+        max_depth: int = 1_000
+        """Deepest level at which a leaf may still split."""
+        max_mib: float = 100.0
+        """Bound on memory; at the bound the tree stops growing."""
+        adaptive: bool = False
+        """Guard the tree: a rising error starts a background tree, which then takes its place."""
+        warning: float = 0.01
+        """ADWIN's delta that starts a background tree."""
+        drift: float = 0.001
+        """ADWIN's delta that swaps it in."""
+
+    def __init__(self, spec: StreamSpec, params: Params | None = None, seed: int = 0) -> None:
+        super().__init__(spec, params, seed)
+        p, fan = self.params, category_counts(spec)
+        self._rules = Rules(
+            p.grace, p.delta, p.tau, LEAVES[p.leaf], multiway=not (p.binary or p.adaptive), max_depth=p.max_depth
+        )
+        self._guard = np.array([p.warning, p.drift] if p.adaptive else [], np.float64)
+        self._forest = new_forest([len(fan)] * 2, fan, max(2, spec.n_classes or 2), seed)
+        self._guards = new_guards(1)
+        self._room = 4 + (max(fan) if self._rules.multiway else 2)
+        self._most_leaves = max(2 * self._room, int(p.max_mib * 2**20 / leaf_bytes(self._forest)))
+
+    def predict(self, batch: Batch) -> Prediction:
+        out = np.empty((len(batch), self._forest.counts.shape[1]))
+        return Prediction(predict_rows(self._forest, self._rules, batch.x, out), out)
+
+    def learn(self, batch: Batch, prediction: Prediction) -> None:
+        assert batch.y is not None
+        self._know(int(batch.y.max()) + 1)
+        at = 0
+        while at < len(batch):
+            room = self._make_room()
+            args = (self._forest, self._guards, self._rules, self._guard, batch.x, batch.y, prediction.output, at, room)
+            at = learn_rows(*args)
+
+    def test_then_train(self, batch: Batch) -> Prediction:
+        y = batch.y
+        assert y is not None
+        parts, at = [], 0
+        while at < len(batch):
+            fresh = np.flatnonzero(y[at:] >= self._forest.counts.shape[1])
+            stop = at + int(fresh[0]) if len(fresh) else len(batch)
+            if stop == at:
+                row = batch.rows(slice(at, at + 1))
+                parts.append(self.predict(row))
+                self.learn(row, parts[-1])
+                at += 1
+            else:
+                parts.append(self._run(batch.x, y, at, stop))
+                at = stop
+        return stack(parts)
+
+    def _run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
+        answers, out = np.empty(len(y), np.int64), np.empty((len(y), self._forest.counts.shape[1]))
+        at = start
+        while at < stop:
+            room = self._make_room()
+            model = (self._forest, self._guards, self._rules, self._guard)
+            at = run_rows(*model, x, y, answers, out, at, stop, room)
+        return Prediction(answers[start:stop], out[start:stop])
+
+    def _make_room(self) -> int:
+        """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
+        while not has_room(self._forest, self._room):
+            if len(self._forest.leaf) >= self._most_leaves:
+                return 0
+            self._forest = enlarged(self._forest, self._most_leaves)
+        return self._room
+
+    def _know(self, classes: int) -> None:
+        if classes > self._forest.counts.shape[1]:
+            self._forest = with_classes(self._forest, classes)
+
+    def state(self) -> State:
+        return {"forest": to_dict(self._forest), "guards": to_dict(self._guards)}
+
+    def load(self, state: State) -> None:
+        self._forest = from_dict(Forest, state["forest"])
+        self._guards = from_dict(Guards, state["guards"])
+
+    def telemetry(self) -> dict[str, float]:
+        """Leaves in use, and how often the tree was replaced."""
+        leaves = len(self._forest.leaf) - int(self._forest.used[1])
+        return {"leaves": float(leaves), "resets": float(self._guards.replaced.sum())}
