@@ -11,7 +11,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "streams": ("Batch Labels Forget Boundary Rejected Column StreamSpec Stream InputError NO_LABEL"),
+    "streams": (
+        "Batch Labels Forget Boundary Rejected Column StreamSpec Stream InputError NO_LABEL STREAMS DATASETS stream "
+        "open_file from_arrays concat incremental corrupt delay_labels drop_labels split_classes take rebatch "
+        "shuffle_within"
+    ),
     "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",
     "adapt.learners": "learner=make_learner",
     "adapt.guard": "Guard Rollback",

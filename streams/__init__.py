@@ -1,21 +1,58 @@
 """Floor 1: what arrives. Events, sources, and drift as values one composes. NumPy only, never torch."""
 
+from .catalog import STREAMS, describe, open_stream
+from .compose import delay_labels, drop_labels, rebatch, shuffle_within, split_classes, take
+from .corruption import KINDS, corrupt, mark
+from .datasets import DATASETS, Dataset, cache_folder, data_path, folders, locate
+from .download import fetch
+from .drift import concat, incremental
 from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, concatenate
+from .files import FileParams, open_file
+from .sources import BLOCK, BlockStream, from_arrays
 from .spec import MAX_CLASSES, Column, InputError, Stream, StreamSpec
 
+stream = open_stream
+
 __all__ = [
+    "BLOCK",
+    "DATASETS",
+    "KINDS",
     "MAX_CLASSES",
     "NO_LABEL",
+    "STREAMS",
     "Array",
     "Batch",
+    "BlockStream",
     "Boundary",
     "Column",
+    "Dataset",
     "Event",
+    "FileParams",
     "Forget",
     "InputError",
     "Labels",
     "Rejected",
     "Stream",
     "StreamSpec",
+    "cache_folder",
+    "concat",
     "concatenate",
+    "corrupt",
+    "data_path",
+    "delay_labels",
+    "describe",
+    "drop_labels",
+    "fetch",
+    "folders",
+    "from_arrays",
+    "incremental",
+    "locate",
+    "mark",
+    "open_file",
+    "open_stream",
+    "rebatch",
+    "shuffle_within",
+    "split_classes",
+    "stream",
+    "take",
 ]

@@ -1,4 +1,5 @@
-"""From the cells of one column (text, numbers, None) to float64 values, with a reason for every cell that cannot be read.
+"""From the cells of one column (text, numbers, None) to float64 values, with a reason for every cell that cannot be
+read.
 
 The whole column is tried at once; only where that fails are the cells looked at one by one.
 """
@@ -87,7 +88,9 @@ def to_moments(cells: Sequence[Any]) -> tuple[Array, Faults]:
 
 
 def to_codes(cells: Sequence[Any], codes: Mapping[str, int], other: float | None) -> tuple[Array, Faults]:
-    """float64[B] category codes, NaN where missing. An unknown category gets the code ``other``; None makes it a fault."""
+    """float64[B] category codes, NaN where missing. An unknown category gets the code ``other``; None makes it a
+    fault.
+    """
     if isinstance(cells, np.ndarray):
         cells = cells.tolist()
     try:

@@ -1,7 +1,8 @@
 """Streams made from streams: fewer rows, other batches, later or fewer labels, one group of classes after the other.
 
-Each function returns a new stream and leaves the events' ids as they are. A composed stream starts where its source stands,
-can be seeked to any event, and its cursor is small JSON that holds the source's. ``seek({})`` goes to the beginning.
+Each function returns a new stream and leaves the events' ids as they are. A composed stream starts where its source
+stands, can be seeked to any event, and its cursor is small JSON that holds the source's. ``seek({})`` goes to the
+beginning.
 """
 
 from __future__ import annotations
@@ -264,8 +265,8 @@ def split_classes(stream: Stream, per_task: int = 2, order: Sequence[int] | None
     """Class-incremental tasks: first all rows of the first ``per_task`` classes, then of the next, and so on.
 
     A Boundary stands between tasks. The stream is read once per task. order: class codes in the order they come
-    (default: 0, 1, ...). Rows without labels, and the source's own boundaries, are left out; rejected rows are passed on
-    in the first task.
+    (default: 0, 1, ...). Rows without labels, and the source's own boundaries, are left out; rejected rows are passed
+    on in the first task.
     """
     return _SplitClasses(stream, _whole(per_task, "split_classes: per_task", 1), order)
 

@@ -19,9 +19,11 @@ Ramp = Literal["sigmoid", "linear"]
 
 @dataclass(frozen=True)
 class Switch:
-    """One change of concept. Rows from ``start`` to ``stop`` mix both; without a position it comes where the old part ends.
+    """One change of concept. Rows from ``start`` to ``stop`` mix both; without a position it comes where the old part
+    ends.
 
-    mark: the row before which the Boundary stands. drain: leftover rows of the old part still come before the mix ends.
+    mark: the row before which the Boundary stands. drain: leftover rows of the old part still come before the mix
+    ends.
     """
 
     position: float | None
@@ -64,26 +66,30 @@ def concat(
     """One stream after the other, as one stream with a Boundary at every change.
 
     width 0: abrupt. width > 0: gradual; row t is of the new concept with probability 1 / (1 + exp(-4 (t - position) /
-    width)) (``ramp="sigmoid"``, within one width on either side of the position, as MOA and CapyMOA have it) or rising in a
-    straight line over ``width`` rows (``"linear"``). width and position may be given per change. position: row number of each
-    change (its centre); default: where the old part ends, so that every row of every part comes exactly once. With a
-    position, rows of a part that are not yet used by then are left out.
+    width)) (``ramp="sigmoid"``, within one width on either side of the position, as MOA and CapyMOA have it) or
+    rising in a straight line over ``width`` rows (``"linear"``). width and position may be given per change.
+    position: row number of each change (its centre); default: where the old part ends, so that every row of every
+    part comes exactly once. With a position, rows of a part that are not yet used by then are left out.
 
-    Recurring: give a part again. It goes on where it stopped, or starts again if it had ended.
-    The Boundary, and the entry in ``spec.drifts``, stand at ``position - width / 2``, where the change sets in.
-    Rows are numbered anew from 0 (rejected rows are counted), which is their id and time. Parts must have the same columns
-    and hold no Labels or Forget events: delay labels after joining. Raises InputError otherwise.
+    Recurring: give a part again. It goes on where it stopped, or starts again if it had ended. The Boundary, and the
+    entry in ``spec.drifts``, stand at ``position - width / 2``, where the change sets in. Rows are numbered anew from
+    0 (rejected rows are counted), which is their id and time. Parts must have the same columns and hold no Labels or
+    Forget events: delay labels after joining. Raises InputError otherwise.
     """
     if not streams:
         raise InputError("concat: no stream given")
     if not same_columns([s.spec for s in streams]):
         raise InputError("concat: the streams differ in columns, target or shape")
     widths = _per_change(width, len(streams) - 1, "width")
-    starts = _default_positions(streams, widths) if position is None else _per_change(position, len(streams) - 1, "position")
+    starts = (
+        _default_positions(streams, widths) if position is None else _per_change(position, len(streams) - 1, "position")
+    )
     switches = [Switch(p, w, ramp, position is None) for p, w in zip(starts, widths, strict=True)]
     for a, b in pairwise(switches):
         if a.position is not None and b.position is not None and a.stop > b.start:
-            raise InputError(f"concat: the changes at rows {a.position:g} and {b.position:g} overlap; make width smaller")
+            raise InputError(
+                f"concat: the changes at rows {a.position:g} and {b.position:g} overlap; make width smaller"
+            )
     return _Concat(streams, switches, seed, list(names) if names else [s.spec.name for s in streams])
 
 
@@ -163,7 +169,9 @@ class _Concat:
             self._t += 1
             return Rejected(self._t - 1, f"{event.reason} (row {event.row} of {feed.source.spec.name})", self._t - 1.0)
         if isinstance(event, Labels | Forget):
-            raise InputError(f"concat: {feed.source.spec.name} holds {type(event).__name__} events; delay labels after joining")
+            raise InputError(
+                f"concat: {feed.source.spec.name} holds {type(event).__name__} events; delay labels after joining"
+            )
         return replace(event, time=float(self._t))  # type: ignore[type-var]
 
     def _mix(self, old: Feed, new: Feed, switch: Switch) -> Event:
@@ -213,7 +221,7 @@ def _interleave(late: Array, old: Feed, new: Feed) -> tuple[Any, Array | None]:
 
 
 def _joined_spec(parts: Sequence[Stream], switches: list[Switch]) -> StreamSpec:
-    """Classes: the longest list. Drifts: where they are known beforehand, the parts' own included if nothing is mixed."""
+    """Classes: the longest list. Drifts: where known beforehand, the parts' own included if all rows are used."""
     specs = [p.spec for p in parts]
     listed = [s.classes for s in specs]
     classes = None if None in listed else max(listed, key=lambda c: len(c or ()))
@@ -230,17 +238,19 @@ def _joined_spec(parts: Sequence[Stream], switches: list[Switch]) -> StreamSpec:
         elif i and switches[i - 1].position is not None:
             drifts.append(int(switches[i - 1].mark))
     length = sum(lengths) if whole and None not in lengths else None  # type: ignore[arg-type]
-    return replace(specs[0], name="+".join(s.name for s in specs), classes=classes, length=length, drifts=tuple(sorted(drifts)))
+    return replace(
+        specs[0], name="+".join(s.name for s in specs), classes=classes, length=length, drifts=tuple(sorted(drifts))
+    )
 
 
 def incremental(*streams: Stream, start: int = 0, span: int | None = None, seed: int = 0) -> Stream:
     """One concept slides into the next: row t is ``(1 - w) a_t + w b_t`` with w rising from 0 to 1 over ``span`` rows.
 
     The t-th rows of all streams are paired. Numeric columns are interpolated; nominal columns and the label are those
-    of b with probability w. More than two streams are passed through at even distances. start: the row at which the slide
-    begins (a Boundary stands there if it is not 0); span defaults to what is left of the shortest stream. It ends with the
-    shortest stream; ids are the row numbers. Good with pairs that share their rows: ``incremental(s, corrupt(s, "scaling"))``.
-    Raises InputError where columns differ or the span is not known.
+    of b with probability w. More than two streams are passed through at even distances. start: the row at which the
+    slide begins (a Boundary stands there if it is not 0); span defaults to what is left of the shortest stream. It
+    ends with the shortest stream; ids are the row numbers. Good with pairs that share their rows: ``incremental(s,
+    corrupt(s, "scaling"))``. Raises InputError where columns differ or the span is not known.
     """
     if len(streams) < 2 or not same_columns([s.spec for s in streams]) or streams[0].spec.n_features == 0:
         raise InputError("incremental: two or more streams with the same columns, target and shape are needed")

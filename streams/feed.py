@@ -1,7 +1,8 @@
-"""What every composition is made of: reading a stream row by row from a stored place, and chance that is a pure function.
+"""What every composition is made of: reading a stream row by row from a stored place, and chance that is a pure
+function.
 
-Randomness here is a hash of (seed, row, lane). So a row meets the same fate wherever batches are cut, and no generator
-state has to be stored in a cursor.
+Randomness here is a hash of (seed, row, lane). So a row meets the same fate wherever batches are cut, and no
+generator state has to be stored in a cursor.
 """
 
 from __future__ import annotations

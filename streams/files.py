@@ -6,7 +6,7 @@ Everything but npz is read block by block, so memory does not depend on the leng
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,30 +17,27 @@ from .table import Rules, TableBlocks, follow, settle
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet", ".npz")
 
 
-def option(default: Any, meaning: str) -> Any:
-    """A dataclass field with a default and a sentence for whoever asks what it means."""
-    return field(default=default, metadata={"doc": meaning})
-
-
 @dataclass(frozen=True)
 class FileParams:
-    """How a file is read."""
+    """header: is the first line a header (auto: yes if its cells are all different and none of them is a number).
+    delimiter: field separator of delimited text (auto: the first of , ; tab | that is in line 1). target: kind of
+    label (auto: numeric labels with over 100 distinct values in the prefix, or over 10 if any is fractional, are
+    regression). prefix: rows that settle the columns' types, their categories and the classes. nominal: columns
+    that are nominal though they look like numbers. drop: columns left out. classes: class names in code order
+    (open: those of the prefix, and later ones join; default: those of the prefix, and rows with others are
+    rejected). missing: may feature values be missing. missing_label: what to do with a row without a label, reject
+    or keep (it is then only predicted).
+    """
 
-    header: Literal["auto", "yes", "no"] = option(
-        "auto", "is the first line a header; auto: yes if its cells are all different and none is a number"
-    )
-    delimiter: str = option("auto", "field separator of delimited text; auto: the first of , ; tab | in line 1")
-    target: Literal["auto", "classification", "regression"] = option(
-        "auto", "auto: numeric labels with over 100 distinct values (over 10 if any is fractional) are regression"
-    )
-    prefix: int = option(1000, "rows that settle the types of the columns, their categories and the classes")
-    nominal: tuple[str, ...] = option((), "columns that are nominal though they look like numbers")
-    drop: tuple[str, ...] = option((), "columns that are left out")
-    classes: tuple[str, ...] = option(
-        (), "class names in code order; 'open': those of the prefix, and later ones join; default: those of the prefix"
-    )
-    missing: bool = option(True, "are missing feature values allowed (as NaN)")
-    missing_label: MissingLabel = option("reject", "a row without a label: 'reject' or 'keep' (to be predicted only)")
+    header: Literal["auto", "yes", "no"] = "auto"
+    delimiter: str = "auto"
+    target: Literal["auto", "classification", "regression"] = "auto"
+    prefix: int = 1000
+    nominal: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    missing: bool = True
+    missing_label: MissingLabel = "reject"
 
 
 def suffix_of(path: Path) -> str:
@@ -60,17 +57,17 @@ def open_file(
 
     label: name or number of the label's column (default: the last one; in npz the array ``y``). With ``spec`` the
     columns, categories and classes are those of the spec, found by name; without it they are settled from the first
-    ``params.prefix`` rows: a column is numeric if 90 % of its cells there are numbers or missing, else a date or time (ISO;
-    seconds since 1970) by the same rule, else nominal.
+    ``params.prefix`` rows: a column is numeric if 90 % of its cells there are numbers or missing, else a date or time
+    (ISO; seconds since 1970) by the same rule, else nominal.
 
-    Missing cells are empty, ``?``, ``NA``, ``N/A``, ``NaN``, ``null``. A nominal column settled from the prefix is open: a category
-    that was not in the prefix gets the code ``len(categories)``, one code for all such. In a closed column of a given
-    spec it makes a ``Rejected`` row. Class codes follow the sorted names (by number where they are numbers) of the
-    prefix; a label outside them makes a ``Rejected`` row, unless ``classes=("open",)``.
+    Missing cells are empty, ``?``, ``NA``, ``N/A``, ``NaN``, ``null``. A nominal column settled from the prefix is
+    open: a category that was not in the prefix gets the code ``len(categories)``, one code for all such. In a closed
+    column of a given spec it makes a ``Rejected`` row. Class codes follow the sorted names (by number where they are
+    numbers) of the prefix; a label outside them makes a ``Rejected`` row, unless ``classes=("open",)``.
 
-    Rows that cannot be read (wrong width, a cell that is no number, an infinite value, a missing label, broken quotes,
-    a blank line, not UTF-8) become ``Rejected`` events with row number and reason. Raises ``InputError``, in one line, for a file
-    that cannot be a stream at all, and while iterating where a damaged end is only met then.
+    Rows that cannot be read (wrong width, a cell that is no number, an infinite value, a missing label, broken
+    quotes, a blank line, not UTF-8) become ``Rejected`` events with row number and reason. Raises ``InputError``, in
+    one line, for a file that cannot be a stream at all, and while iterating where a damaged end is only met then.
     """
     path, params = Path(path), params or FileParams()
     suffix = suffix_of(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def read_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, Ar
 class ArrayCells:
     """A table reader over arrays in memory: text columns, or labels whose names must be found."""
 
-    start: Position = {"row": 0}
+    start: ClassVar[Position] = {"row": 0}
 
     def __init__(self, name: str, names: tuple[str, ...], x: Array, y: Array) -> None:
         self.name, self.names, self.length = name, names, len(x)
@@ -55,11 +56,15 @@ def open_npz(path: Path, label: str | int | None, rules: Rules) -> BlockStream:
             raise InputError(f"{path}: no array {key!r}; the arrays are {', '.join(arrays) or 'none'}")
     x, y = arrays["x"], arrays[target]
     if x.ndim < 2 or y.shape != (len(x),) or not len(x):
-        raise InputError(f"{path}: x has shape {list(x.shape)} and {target} {list(y.shape)}; [N, ...] and [N] are needed")
+        raise InputError(
+            f"{path}: x has shape {list(x.shape)} and {target} {list(y.shape)}; [N, ...] and [N] are needed"
+        )
     if x.dtype.kind not in "biufU" or y.dtype.kind not in "biufU":
         raise InputError(f"{path}: x is {x.dtype} and {target} is {y.dtype}; numbers or text are needed")
     width = int(np.prod(x.shape[1:]))
-    names = tuple(arrays["feature_names"].tolist()) if "feature_names" in arrays else tuple(f"x{j}" for j in range(width))
+    names = (
+        tuple(arrays["feature_names"].tolist()) if "feature_names" in arrays else tuple(f"x{j}" for j in range(width))
+    )
     if len(names) != width:
         raise InputError(f"{path}: {len(names)} feature_names for {width} columns")
     flat = x.reshape(len(x), width)

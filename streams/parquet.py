@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from .table import Raw
 class Parquet:
     """Rows of a parquet file in file order. A position is the row group, the rows to skip in it, and the row number."""
 
-    start: Position = {"group": 0, "skip": 0, "row": 0}
+    start: ClassVar[Position] = {"group": 0, "skip": 0, "row": 0}
 
     def __init__(self, path: Path) -> None:
         try:
@@ -34,7 +34,9 @@ class Parquet:
             raise InputError(f"{path}: not a readable parquet file ({_one_line(error)})") from None
         for column in schema:
             if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-                raise InputError(f"{path}: column {column.name!r} holds {column.type}; cells must be numbers, text or dates")
+                raise InputError(
+                    f"{path}: column {column.name!r} holds {column.type}; cells must be numbers, text or dates"
+                )
         if self.length == 0:
             raise InputError(f"{path}: the file has no rows")
         self.names = tuple(schema.names)

@@ -7,7 +7,7 @@ a stream which can be seeked to any event, so a source need only be a pure funct
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -78,11 +78,9 @@ class Screen:
     def __init__(self, spec: StreamSpec, missing_label: MissingLabel = "reject") -> None:
         self.spec = spec
         self.keep = missing_label == "keep"
-        self.limits = np.array(
-            [np.inf if c.categories is None else MAX_CLASSES if c.open else len(c.categories) for c in spec.columns]
-        )
+        self.limits = np.array([np.inf if c.categories is None or c.open else len(c.categories) for c in spec.columns])
         self.required = np.array([not c.missing for c in spec.columns], dtype=bool)
-        self.nominal = np.flatnonzero(np.isfinite(self.limits))
+        self.nominal = np.flatnonzero([c.categories is not None for c in spec.columns])
         self.strict = bool(self.required.any())
         self.classes = MAX_CLASSES if spec.classes is None else len(spec.classes)
 
@@ -139,7 +137,7 @@ class Screen:
 class ArrayBlocks:
     """Blocks of an in-memory table, cut at multiples of ``BLOCK`` and at the boundaries."""
 
-    start: Position = {"row": 0}
+    start: ClassVar[Position] = {"row": 0}
 
     def __init__(self, x: Array, y: Array | None, screen: Screen, boundaries: Mapping[int, str]) -> None:
         self.x, self.y, self.screen = x, y, screen

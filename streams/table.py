@@ -102,14 +102,16 @@ def settle(reader: Reader, label: str | int | None, rules: Rules) -> Plan:
     for wanted in (*rules.nominal, *rules.drop):
         find_column(wanted, reader.names, reader.name)
     if len(reader.names) < 2:
-        raise InputError(f"{reader.name}: only one column ({reader.names[0]}); a label and at least one feature are needed")
+        raise InputError(
+            f"{reader.name}: only one column ({reader.names[0]}); a label and at least one feature are needed"
+        )
     columns, sources, kinds, codes = [], [], [], []
     for j, name in enumerate(reader.names):
         if j == target or name in rules.drop:
             continue
         empty = all(map(is_missing, cells[j]))  # then any text may come: no category is known
         kind: Kind = "nominal" if empty or name in rules.nominal else _kind_of(cells[j])
-        names = tuple(sorted({category(c) for c in cells[j] if not is_missing(c)})) if kind == "nominal" else None
+        names = _ordered({category(c) for c in cells[j] if not is_missing(c)}) if kind == "nominal" else None
         columns.append(Column(name, names, open=names is not None, missing=rules.missing))
         sources.append(j)
         kinds.append(kind)
@@ -189,17 +191,22 @@ def _is_regression(labels: Sequence[Any], rules: Rules) -> bool:
 
 
 def _classes_of(labels: Sequence[Any], rules: Rules, source: str) -> tuple[tuple[str, ...], bool]:
-    """Class names in code order, and whether later ones may join: numbers in order of size, text by alphabet."""
+    """Class names in code order, and whether later ones may join."""
     if rules.classes and rules.classes != ("open",):
         return rules.classes, False
-    present = [c for c in labels if not is_missing(c)]
-    numeric = bool(present) and _kind_of(present) == "number"
-    names = {numeral(category(c)) for c in present}
-    if numeric:
-        names = {n for n in names if _readable([n], number)}
+    present = [category(c) for c in labels if not is_missing(c)]
+    if present and _kind_of(present) == "number":
+        present = [n for n in map(numeral, present) if _readable([n], number)]
+    names = _ordered(set(present))
     if len(names) > MAX_CLASSES:
         raise InputError(f"{source}: more than {MAX_CLASSES} classes in the label column")
-    return tuple(sorted(names, key=lambda n: (float(n), n) if numeric else (0.0, n))), bool(rules.classes)
+    return names, bool(rules.classes)
+
+
+def _ordered(names: set[str]) -> tuple[str, ...]:
+    """Numbers in order of size, other text by alphabet."""
+    numeric = _readable(list(names), number) == len(names)
+    return tuple(sorted(names, key=lambda n: (float(n), n) if numeric else (0.0, n)))
 
 
 class TableBlocks:
@@ -269,7 +276,9 @@ class TableBlocks:
                 code = classes[numeral(name)] = len(classes)
                 self.plan.spec.notes["class_names"].append(numeral(name))
             if code is None:
-                wrong[i] = f"{name[:40]!r} is not one of the {len(classes)} known classes (classes=open lets new ones join)"
+                wrong[i] = (
+                    f"{name[:40]!r} is not one of the {len(classes)} known classes (classes=open lets new ones join)"
+                )
             else:
                 y[i] = code
         return y, wrong

@@ -17,7 +17,7 @@ SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
 
 @dataclass(frozen=True)
 class Scale:
-    """What is normal for each column, from the stream's first batch: centre, spread, least and greatest (float64[d])."""
+    """What is normal for each column, from the first batch: centre, spread, least and greatest (float64[d])."""
 
     spec: StreamSpec
     centre: Array
@@ -115,16 +115,17 @@ def corrupt(
 ) -> Stream:
     """The rows with ids from ``start`` up to ``stop`` (end: None) as a damaged sensor would give them; labels stay.
 
-    Severity 1..5. What happens to a row depends on the seed and its id only. Kinds:
-    ``gaussian_noise`` (0.2, 0.4, 0.7, 1, 1.5 standard deviations), ``impulse_noise`` (2, 5, 10, 20, 35 % of cells read least or
-    greatest), ``scaling`` (times 1.2, 1.4, 1.7, 2, 3), ``offset`` (0.25, 0.5, 1, 1.5, 2 standard deviations), ``dropout`` (5, 10, 20,
-    35, 50 % of columns stuck at their least value), ``missing`` (that share of cells is NaN), ``permute`` (10 to 100 % of the columns
-    change places), ``invert`` (20 to 100 % of the columns upside down), ``contrast`` (pulled to the centre by 0.75, 0.5, 0.35, 0.2, 0.1),
-    ``blur`` (1 to 5 passes of [1 2 1]/4 both ways; images only). Nominal columns are touched by ``missing`` only.
+    Severity 1..5. What happens to a row depends on the seed and its id only. Kinds: ``gaussian_noise`` (0.2, 0.4,
+    0.7, 1, 1.5 standard deviations), ``impulse_noise`` (2, 5, 10, 20, 35 % of cells read least or greatest),
+    ``scaling`` (times 1.2, 1.4, 1.7, 2, 3), ``offset`` (0.25, 0.5, 1, 1.5, 2 standard deviations), ``dropout`` (5,
+    10, 20, 35, 50 % of columns stuck at their least value), ``missing`` (that share of cells is NaN), ``permute`` (10
+    to 100 % of the columns change places), ``invert`` (20 to 100 % of the columns upside down), ``contrast`` (pulled
+    to the centre by 0.75, 0.5, 0.35, 0.2, 0.1), ``blur`` (1 to 5 passes of [1 2 1]/4 both ways; images only). Nominal
+    columns are touched by ``missing`` only.
 
     Standard deviation, centre, least and greatest of a column are those of the first batch of the stream. A Boundary
-    stands at start and stop (where they are not the ends), and spec.drifts lists them. Raises InputError for an unknown kind,
-    a severity outside 1..5, or blur on rows without a shape of 2 or 3 axes.
+    stands at start and stop (where they are not the ends), and spec.drifts lists them. Raises InputError for an
+    unknown kind, a severity outside 1..5, or blur on rows without a shape of 2 or 3 axes.
     """
     if kind not in KINDS:
         raise InputError(f"corrupt: unknown kind {kind!r}; known are {', '.join(KINDS)}")

@@ -1,0 +1,146 @@
+"""From a publisher's files to the one file a stream reads. Each function: (downloaded files, file to write) -> None.
+
+The result is checked by ``content_digest``, which looks at the content and not at how a compressor packed it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .events import Array
+from .spec import InputError
+
+GASES = ("Acetaldehyde", "Acetone", "Ammonia", "Ethanol", "Ethylene", "Toluene")
+_EMPLOYMENT = "AGEP SCHL MAR RELP DIS ESP CIT MIG MIL ANC NATIVITY DEAR DEYE DREM SEX RAC1P"
+EMPLOYMENT_COLUMNS = tuple(_EMPLOYMENT.split())
+GAS_BATCHES = (1, 2, 3, 4, 5, 6, 8, 9)
+
+
+def content_digest(path: Path) -> str:
+    """sha256 of the uncompressed bytes of a .gz, or of names, dtypes, shapes and bytes of the arrays of an .npz."""
+    digest = hashlib.sha256()
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            for key in sorted(archive.files):
+                array = np.ascontiguousarray(archive[key])
+                digest.update(f"{key} {array.dtype.str} {array.shape} ".encode())
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+    with gzip.open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _table(path: Path) -> Array:
+    """float64[N, d] from lines of numbers between blanks or commas."""
+    text = path.read_text(encoding="ascii").replace(",", " ")
+    rows = len([line for line in text.splitlines() if line.strip()])
+    return np.array(text.split(), dtype=np.float64).reshape(rows, -1)
+
+
+def points_and_labels(sources: Sequence[Path], out: Path) -> None:
+    """A file of rows and a file of class codes, as ``x`` float32[N, d] and ``y`` uint8[N]."""
+    _save(out, x=_table(sources[0]).astype(np.float32), y=_table(sources[1])[:, 0].astype(np.uint8))
+
+
+def electricity(sources: Sequence[Path], out: Path) -> None:
+    """As above; this source codes "up" as 0, here it is 1."""
+    _save(out, x=_table(sources[0]).astype(np.float32), y=(1 - _table(sources[1])[:, 0]).astype(np.uint8))
+
+
+def covertype(sources: Sequence[Path], out: Path) -> None:
+    """54 columns and the cover type 1..7 in one csv."""
+    rows = _table(sources[0])
+    _save(out, x=rows[:, :54].astype(np.int16), y=(rows[:, 54] - 1).astype(np.uint8))
+
+
+def gas_sensors(sources: Sequence[Path], out: Path) -> None:
+    """Lines ``gas,concentration,128 readings``; one file per batch."""
+    parts = []
+    for number, path in zip(GAS_BATCHES, sources, strict=True):
+        for line in path.read_text(encoding="ascii").splitlines():
+            if line.strip():
+                gas, _, *readings = line.split(",")
+                parts.append((number, GASES.index(gas), [float(v) for v in readings]))
+    x = np.array([p[2] for p in parts], dtype=np.float32)
+    y, batch = (np.array([p[k] for p in parts], dtype=np.uint8) for k in (1, 0))
+    _save(out, x=x, y=y, batch=batch)
+
+
+def employment(sources: Sequence[Path], out: Path) -> None:
+    """Three parquet tables (2015 with labels, later years, their labels), joined by id, in id order."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(
+            'employment: reading its parquet files needs pyarrow: pip install "driftway[tabular]"'
+        ) from None
+    first, later, labels = (pq.read_table(path) for path in sources)
+    late = dict(zip(labels["id"].to_pylist(), labels["employed"].to_pylist(), strict=True))
+    rows = [[int(v) for t in (first, later) for v in t[name].to_pylist()] for name in EMPLOYMENT_COLUMNS]
+    ids = [*first["id"].to_pylist(), *later["id"].to_pylist()]
+    y = [*first["employed"].to_pylist(), *(late[i] for i in later["id"].to_pylist())]
+    year = [*first["year"].to_pylist(), *later["year"].to_pylist()]
+    order = np.argsort(ids, kind="stable")
+    x = np.array(rows, dtype=np.int8).T[order]
+    _save(out, x=x, y=np.array(y, dtype=np.uint8)[order], year=np.array(year, dtype=np.int16)[order])
+
+
+def spam(sources: Sequence[Path], out: Path) -> None:
+    """A zip of dense 0/1 text (744 MB), read line by line, as compressed sparse rows."""
+    indices, counts = [], [0]
+    with zipfile.ZipFile(sources[0]) as archive:
+        with archive.open("spam/spam.data") as file:
+            for line in file:
+                bits = np.frombuffer(line.replace(b" ", b"").strip(), dtype=np.uint8) == ord("1")
+                indices.append(np.flatnonzero(bits).astype(np.uint16))
+                counts.append(len(indices[-1]))
+                width = len(bits)
+        y = np.array(archive.read("spam/spam.labels").split(), dtype=np.uint8)
+    pointers = np.cumsum(counts).astype(np.int32)
+    _save(out, indices=np.concatenate(indices), indptr=pointers, shape=np.array([len(y), width]), y=y)
+
+
+def zipped_bytes(sources: Sequence[Path], out: Path) -> None:
+    """The file unchanged, gzipped."""
+    with open(sources[0], "rb") as file:
+        _gzip(file, out)
+
+
+def unpacked_gzip(sources: Sequence[Path], out: Path) -> None:
+    """A gzipped file as it is."""
+    shutil.copyfile(sources[0], out)
+
+
+def airlines(sources: Sequence[Path], out: Path) -> None:
+    """The csv in a zip, from latin-1 to UTF-8."""
+    with zipfile.ZipFile(sources[0]) as archive:
+        text = archive.read("allyears2k_headers.csv").decode("latin-1")
+    _gzip(io.BytesIO(text.encode("utf-8")), out)
+
+
+def bike_sharing(sources: Sequence[Path], out: Path) -> None:
+    """The csv without the blanks that pad its cells."""
+    lines = sources[0].read_bytes().decode("ascii").split("\r\n")
+    text = "\n".join(",".join(cell.strip() for cell in line.split(",")) for line in lines)
+    _gzip(io.BytesIO(text.encode("ascii")), out)
+
+
+def _gzip(file: io.BufferedIOBase | io.BufferedReader, out: Path) -> None:
+    with open(out, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+        shutil.copyfileobj(file, packed)
+
+
+def _save(out: Path, **arrays: Array) -> None:
+    """``out`` has a temporary name that NumPy must not lengthen, hence the open file."""
+    with open(out, "wb") as file:
+        np.savez_compressed(file, **arrays)
