@@ -41,116 +41,117 @@ LEVELS = 32
 LARGEST = float(np.finfo(np.float64).max)
 
 
+(WIDTH, TOTAL, SQUARES, TICKS, TOP, FOUND) = range(6)
+"""Places in a row of ``Adwins.cells``: values in the window, their sum, their squared deviations from their mean; values
+since the last reset; levels in use; 1 if the last value ended in a detection."""
+COUNTS = 6
+"""From here on the buckets in use per level, and from ``CELLS`` on the buckets themselves, level by level, oldest first:
+pairs of (sum, squared deviations)."""
+CELLS = COUNTS + LEVELS
+SIZE = CELLS + LEVELS * (BUCKETS + 1) * 2
+
+
 class Adwins(NamedTuple):
-    """n ADWIN detectors.
+    """n ADWIN detectors. cells: float64[n, SIZE], one row each: figures of the window, then counts, then buckets."""
 
-    buckets: float64[n, LEVELS, BUCKETS + 1, 2], (total, sum of squared deviations) of each bucket, oldest first within
-    a level. counts: int64[n, LEVELS], buckets in use per level. window: float64[n, 3], (width, total, sum of squared
-    deviations) of the whole window. marks: int64[n, 3], (values since the last reset, levels in use, 1 if the last
-    value ended in a detection).
-    """
-
-    buckets: Array
-    counts: Array
-    window: Array
-    marks: Array
+    cells: Array
 
 
 def new_adwins(n: int) -> Adwins:
     """n empty ADWIN detectors."""
-    return Adwins(
-        np.zeros((n, LEVELS, BUCKETS + 1, 2)),
-        np.zeros((n, LEVELS), np.int64),
-        np.zeros((n, 3)),
-        np.tile(np.array([0, 1, 0], np.int64), (n, 1)),
-    )
+    cells = np.zeros((n, SIZE))
+    cells[:, TOP] = 1.0
+    return Adwins(cells)
 
 
 @inlined
 def adwin_reset(a: Adwins, i: int) -> None:
     """Empty detector i."""
-    a.counts[i] = 0
-    a.window[i] = 0.0
-    a.marks[i, 0], a.marks[i, 1], a.marks[i, 2] = 0, 1, 0
+    a.cells[i, :CELLS] = 0.0
+    a.cells[i, TOP] = 1.0
 
 
 @inlined
 def adwin_width(a: Adwins, i: int) -> float:
     """How many values the window of detector i holds."""
-    return a.window[i, 0]
+    return a.cells[i, WIDTH]
 
 
 @inlined
 def adwin_mean(a: Adwins, i: int) -> float:
     """Mean of the window of detector i; 0 when it is empty."""
-    return a.window[i, 1] / a.window[i, 0] if a.window[i, 0] > 0.0 else 0.0
+    return a.cells[i, TOTAL] / a.cells[i, WIDTH] if a.cells[i, WIDTH] > 0.0 else 0.0
 
 
 @inlined
-def _drop_first(a: Adwins, i: int, level: int, n: int) -> None:
+def _bucket(level: int, k: int) -> int:
+    """Where the k-th oldest bucket of a level stands."""
+    return CELLS + (level * (BUCKETS + 1) + k) * 2
+
+
+@inlined
+def _drop_first(cells: Array, level: int, n: int) -> None:
     """Take the n oldest buckets out of a level."""
-    left = a.counts[i, level] - n
-    for k in range(left):
-        a.buckets[i, level, k, 0] = a.buckets[i, level, k + n, 0]
-        a.buckets[i, level, k, 1] = a.buckets[i, level, k + n, 1]
-    a.counts[i, level] = left
+    left = int(cells[COUNTS + level]) - n
+    for at in range(_bucket(level, 0), _bucket(level, left)):
+        cells[at] = cells[at + 2 * n]
+    cells[COUNTS + level] = left
 
 
 @inlined
-def _forget_oldest(a: Adwins, i: int) -> None:
-    """Take the oldest bucket out of the window, and its share out of the window's moments."""
-    level = a.marks[i, 1] - 1
+def _forget_oldest(cells: Array) -> None:
+    """Take the oldest bucket out of the window, and its share out of the window's figures."""
+    level = int(cells[TOP]) - 1
     n = float(1 << level)
-    total, squares = a.buckets[i, level, 0, 0], a.buckets[i, level, 0, 1]
-    a.window[i, 0] -= n
-    a.window[i, 1] -= total
-    width = a.window[i, 0]
-    gap = total / n - a.window[i, 1] / width
-    a.window[i, 2] -= squares + n * width * gap * gap / (n + width)
-    _drop_first(a, i, level, 1)
-    if a.counts[i, level] == 0:
-        a.marks[i, 1] = level
+    at = _bucket(level, 0)
+    cells[WIDTH] -= n
+    cells[TOTAL] -= cells[at]
+    width = cells[WIDTH]
+    gap = cells[at] / n - cells[TOTAL] / width
+    cells[SQUARES] -= cells[at + 1] + n * width * gap * gap / (n + width)
+    _drop_first(cells, level, 1)
+    if cells[COUNTS + level] == 0.0:
+        cells[TOP] = level
 
 
 @inlined
-def _join_buckets(a: Adwins, i: int) -> None:
+def _join_buckets(cells: Array) -> None:
     """Wherever a level holds one bucket too many, join its two oldest into one of the next level."""
     for level in range(LEVELS):
-        if a.counts[i, level] <= BUCKETS:
+        if cells[COUNTS + level] <= BUCKETS:
             return
         if level == LEVELS - 1:
-            _forget_oldest(a, i)
+            _forget_oldest(cells)
             return
         n = float(1 << level)
-        first, second = a.buckets[i, level, 0, 0], a.buckets[i, level, 1, 0]
-        gap = first / n - second / n
-        squares = a.buckets[i, level, 0, 1] + a.buckets[i, level, 1, 1] + n * 0.5 * gap * gap
-        into = a.counts[i, level + 1]
-        a.buckets[i, level + 1, into, 0], a.buckets[i, level + 1, into, 1] = first + second, squares
-        a.counts[i, level + 1] = into + 1
-        a.marks[i, 1] = max(a.marks[i, 1], level + 2)
-        _drop_first(a, i, level, 2)
+        at, into = _bucket(level, 0), _bucket(level + 1, int(cells[COUNTS + level + 1]))
+        gap = cells[at] / n - cells[at + 2] / n
+        cells[into] = cells[at] + cells[at + 2]
+        cells[into + 1] = cells[at + 1] + cells[at + 3] + n * 0.5 * gap * gap
+        cells[COUNTS + level + 1] += 1.0
+        cells[TOP] = max(cells[TOP], level + 2.0)
+        _drop_first(cells, level, 2)
 
 
 @inlined
-def _has_cut(a: Adwins, i: int, delta: float) -> bool:
+def _has_cut(cells: Array, delta: float) -> bool:
     """Whether some cut of the window, from the oldest on, parts values whose means differ.
 
     The means of n0 old and n1 young values differ when ``|m0 - m1| > sqrt(2 r v d) + 2/3 r d`` with
     ``r = 1/(n0 - 4) + 1/(n1 - 4)``, v the variance of the window of width W and ``d = log(2 log(W) / delta)``
     (Bifet and Gavaldà 2007, section 3.2; the 4 is ``SHORTEST - 1``, as in river).
     """
-    width, total, squares = a.window[i, 0], a.window[i, 1], a.window[i, 2]
-    d = log(2.0 * log(width) / delta)
-    variance = squares / width
-    n0, n1, u0, u1 = 0.0, width, 0.0, total
-    for level in range(a.marks[i, 1] - 1, -1, -1):
+    d = log(2.0 * log(cells[WIDTH]) / delta)
+    variance = cells[SQUARES] / cells[WIDTH]
+    n0, n1, u0, u1 = 0.0, cells[WIDTH], 0.0, cells[TOTAL]
+    for level in range(int(cells[TOP]) - 1, -1, -1):
         n = float(1 << level)
-        for k in range(a.counts[i, level]):
+        for k in range(int(cells[COUNTS + level])):
+            total = cells[_bucket(level, k)]
             n0 += n
             n1 -= n
-            u0 += a.buckets[i, level, k, 0]
-            u1 -= a.buckets[i, level, k, 0]
+            u0 += total
+            u1 -= total
             if n1 < SHORTEST:
                 return False
             if n0 < SHORTEST:
@@ -176,26 +177,27 @@ def adwin_update(a: Adwins, i: int, value: float, delta: float) -> bool:
     >>> float(adwin_mean(detector, 0))
     1.0
     """
-    if a.marks[i, 2] == 1:
+    cells = a.cells[i]
+    if cells[FOUND] == 1.0:
         adwin_reset(a, i)
-    k = a.counts[i, 0]
-    a.buckets[i, 0, k, 0], a.buckets[i, 0, k, 1] = value, 0.0
-    a.counts[i, 0] = k + 1
-    before = a.window[i, 0]
-    a.window[i, 0] = before + 1.0
+    at = _bucket(0, int(cells[COUNTS]))
+    cells[at], cells[at + 1] = value, 0.0
+    cells[COUNTS] += 1.0
+    before = cells[WIDTH]
+    cells[WIDTH] = before + 1.0
     if before > 0.0:
-        gap = value - a.window[i, 1] / before
-        a.window[i, 2] += before * gap * gap / (before + 1.0)
-    a.window[i, 1] += value
-    _join_buckets(a, i)
-    a.marks[i, 0] += 1
-    if a.marks[i, 0] % CLOCK != 0 or a.window[i, 0] <= GRACE:
+        gap = value - cells[TOTAL] / before
+        cells[SQUARES] += before * gap * gap / (before + 1.0)
+    cells[TOTAL] += value
+    _join_buckets(cells)
+    cells[TICKS] += 1.0
+    if int(cells[TICKS]) % CLOCK != 0 or cells[WIDTH] <= GRACE:
         return False
     found = False
-    while _has_cut(a, i, delta):
+    while _has_cut(cells, delta):
         found = True
-        _forget_oldest(a, i)
-    a.marks[i, 2] = 1 if found else 0
+        _forget_oldest(cells)
+    cells[FOUND] = 1.0 if found else 0.0
     return found
 
 

@@ -130,10 +130,30 @@ def enlarged(forest: Forest, max_leaves: int) -> Forest:
     return forest._replace(**grown, free_nodes=free_nodes, free_leaves=free_leaves, used=used)
 
 
+def with_room(forest: Forest, leaves: int, max_leaves: int) -> tuple[Forest, int]:
+    """The forest, enlarged until ``leaves`` more can be taken, and how many can: ``leaves``, or 0 at ``max_leaves``."""
+    while forest.used[FREE_NODES] < leaves or forest.used[FREE_LEAVES] < leaves:
+        if len(forest.leaf) >= max_leaves:
+            return forest, 0
+        forest = enlarged(forest, max_leaves)
+    return forest, leaves
+
+
 def with_classes(forest: Forest, n_classes: int) -> Forest:
     """The same forest with room for more classes."""
     grown = {name: _padded(getattr(forest, name), {1: n_classes}) for name in ("counts", "observer", "categories")}
     return forest._replace(**grown)
+
+
+def with_trees(forest: Forest, trees: int, seed: int) -> Forest:
+    """The same forest with more trees, unborn, as wide as its first."""
+    old = len(forest.root)
+    fresh = np.random.SeedSequence([seed, old]).generate_state(trees - old, np.uint64)
+    return forest._replace(
+        root=np.append(forest.root, np.full(trees - old, -1)),
+        width=np.append(forest.width, np.full(trees - old, forest.width[0])),
+        generator=np.append(forest.generator, fresh),
+    )
 
 
 def _padded(array: NDArray, sizes: dict[int, int]) -> NDArray:

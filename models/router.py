@@ -131,21 +131,33 @@ def _rectify(h: Singles) -> None:
         h[j] = max(h[j], np.float32(0))
 
 
+@inner
+def _thin(units: Singles, keep: Singles) -> None:
+    for j in range(keep.shape[0]):
+        units[j] *= keep[j]
+
+
 @compiled
-def route(router: Router, x: Singles, h1: Singles, h2: Singles, z: Singles) -> None:
-    """Logits z[E] of one row x[D]; h1[H] and h2[H2] receive the hidden units."""
+def route(router: Router, keep: Singles, x: Singles, h1: Singles, h2: Singles, z: Singles) -> None:
+    """Logits z[E] of one row x[D]; h1[H] and h2[H2] receive the hidden units.
+
+    keep: [H] what each unit of the first layer is multiplied by (dropout), or empty for no dropout.
+    """
     d, h, k, e = router.size
     used = np.empty(max(d, max(h, k)), np.int64)
     second, third = d * h + h, d * h + h + h * k + k
     _layer(router.theta, 0, d, h, x, h1, used)
     _rectify(h1)
+    _thin(h1, keep)
     _layer(router.theta, second, h, k, h1, h2, used)
     _rectify(h2)
     _layer(router.theta, third, k, e, h2, z, used)
 
 
 @compiled
-def collect(router: Router, x: Singles, mask: Singles, weight: Singles, rate: float, passes: int) -> bool:
+def collect(
+    router: Router, keep: Singles, x: Singles, mask: Singles, weight: Singles, rate: float, passes: int
+) -> bool:
     """Add a row and its targets to the mini-batch; a full one is trained on ``passes`` times. True if it was."""
     at = router.counter[FILLED]
     router.x[at] = x
@@ -156,7 +168,7 @@ def collect(router: Router, x: Singles, mask: Singles, weight: Singles, rate: fl
     if at + 1 < router.x.shape[0]:
         return False
     for _ in range(passes):
-        adam_step(router, gradient(router), rate)
+        adam_step(router, gradient(router, keep), rate)
     router.counter[FILLED] = 0
     return True
 
@@ -207,13 +219,15 @@ def _errors_below(errors: Singles, w: Singles, units: Singles, out: Singles) -> 
 
 
 @compiled
-def gradient(router: Router) -> Singles:
-    """dL/dtheta[P] over the whole mini-batch."""
+def gradient(router: Router, keep: Singles) -> Singles:
+    """dL/dtheta[P] over the whole mini-batch; keep as in ``route``."""
     d, h, k, e = router.size
     theta, x, rows = router.theta, router.x, router.x.shape[0]
     second, third = d * h + h, d * h + h + h * k + k
     h1, h2, g3 = np.empty((rows, h), np.float32), np.empty((rows, k), np.float32), np.empty((rows, e), np.float32)
     _forward(theta, 0, x, h1, True)
+    for b in range(rows):
+        _thin(h1[b], keep)
     _forward(theta, second, h1, h2, True)
     _forward(theta, third, h2, g3, False)
     for b in range(rows):
@@ -223,6 +237,8 @@ def gradient(router: Router) -> Singles:
     g1, g2, out = np.empty_like(h1), np.empty_like(h2), np.empty_like(theta)
     _errors_below(g3, _weights(theta, third, k, e), h2, g2)
     _errors_below(g2, _weights(theta, second, h, k), h1, g1)
+    for b in range(rows):
+        _thin(g1[b], keep)
     _layer_gradient(out, 0, x, g1)
     _layer_gradient(out, second, h1, g2)
     _layer_gradient(out, third, h2, g3)

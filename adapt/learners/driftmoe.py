@@ -18,13 +18,13 @@ import numpy as np
 from ...models.arrays import from_dict, to_dict
 from ...models.encoding import encoded_width, new_encoder
 from ...models.guarded import new_guards
-from ...models.hoeffding import ADAPTIVE, Rules, enlarged, leaf_bytes, new_forest, with_classes
+from ...models.hoeffding import ADAPTIVE, Rules, leaf_bytes, new_forest, with_classes, with_room
 from ...models.router import new_router
-from ...models.splitting import has_room
 from ...streams import Array, Batch, StreamSpec
-from ..learner import Learner, Prediction, State, stack
+from ..learner import Learner, Prediction, State
 from . import driftmoe_data as data
 from .hoeffding_tree import category_counts
+from .segments import test_then_train
 
 RULES = ((0, 0, 0.9), (4, 0, 0.9), (8, 0, 0.8), (0, 4, 0.9), (2, 4, 0.9), (8, 4, 0.8))
 """(gamma, kappa, rho) of the answers that compete: three by vote, three with the router's say."""
@@ -222,24 +222,13 @@ class DataMixture:
             at = data.learn_rows(self.plan, self.pool, self.desk, batch.x, batch.y, z, p, at, room)
 
     def test_then_train(self, batch: Batch) -> Prediction:
-        """Row after row in compiled code; the row that brings a new class goes through ``predict`` and ``learn``."""
-        y = batch.y
-        assert y is not None
-        parts, at = [], 0
-        while at < len(batch):
-            fresh = np.flatnonzero(y[at:] >= len(self.pool.labels))
-            stop = at + int(fresh[0]) if len(fresh) else len(batch)
-            if stop == at:
-                row = batch.rows(slice(at, at + 1))
-                parts.append(self.predict(row))
-                self.learn(row, parts[-1])
-                at += 1
-            else:
-                parts.append(self._run(batch.x, y, at, stop))
-                at = stop
-        return stack(parts)
+        return test_then_train(self, batch)
 
-    def _run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
+    def known_classes(self) -> int:
+        return len(self.pool.labels)
+
+    def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
+        """Test, then train, on rows [start, stop), whose classes are all known."""
         answers, out = np.empty(len(y), np.int64), np.empty((len(y), len(self.pool.labels)))
         at = start
         while at < stop:
@@ -249,12 +238,8 @@ class DataMixture:
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
-        forest = self.pool.forest
-        room = 3 * len(forest.root)
-        while not has_room(forest, room):
-            if len(forest.leaf) >= self._most_leaves:
-                return 0
-            forest = enlarged(forest, self._most_leaves)
+        forest, room = with_room(self.pool.forest, 3 * len(self.pool.forest.root), self._most_leaves)
+        if forest is not self.pool.forest:
             self.pool = self.pool._replace(forest=forest)
         return room
 

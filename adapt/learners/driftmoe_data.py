@@ -36,6 +36,7 @@ Ints = NDArray[np.int64]
 RULE_MEMORY = 0.998
 USAGE_MEMORY = 0.999
 LEAST_RECENCY = 1e-4
+NO_DROPOUT = np.empty(0, np.float32)
 
 
 class Plan(NamedTuple):
@@ -119,7 +120,7 @@ def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Fl
     encode_inputs(plan, pool, desk, x)
     for m in range(plan.linear_rates.shape[0]):
         softmax_scores(pool.linear[m], desk.encoded, n_classes, p[trees + m])
-    route(pool.router, desk.inputs, desk.hidden1, desk.hidden2, z)
+    route(pool.router, NO_DROPOUT, desk.inputs, desk.hidden1, desk.hidden2, z)
     if pool.labels.sum() == 0:
         out[:] = 1.0 / n_classes
         return 0
@@ -198,7 +199,7 @@ def learn_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles,
     pool.labels[y] += 1.0
     if not (plan.contrast and right == p.shape[0]):
         desk.weight[:] = class_weight(pool.labels, y) if plan.balance else np.float32(1)
-        collect(pool.router, desk.inputs, desk.mask, desk.weight, plan.router_rate, plan.passes)
+        collect(pool.router, NO_DROPOUT, desk.inputs, desk.mask, desk.weight, plan.router_rate, plan.passes)
     for i in range(trees):
         if i < plan.generalists or rank(z, plan.generalists, trees, i) < plan.top_k:
             if plan.guarded:

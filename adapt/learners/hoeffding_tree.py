@@ -25,16 +25,17 @@ from ...models.hoeffding import (
     MAJORITY,
     Forest,
     Rules,
-    enlarged,
     leaf_bytes,
     new_forest,
     predict_tree,
     top,
     with_classes,
+    with_room,
 )
 from ...models.splitting import has_room
 from ...streams import Array, Batch, StreamSpec
-from ..learner import Learner, Prediction, State, stack
+from ..learner import Learner, Prediction, State
+from .segments import test_then_train
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -169,23 +170,13 @@ class HoeffdingTree(Learner):
             at = learn_rows(*args)
 
     def test_then_train(self, batch: Batch) -> Prediction:
-        y = batch.y
-        assert y is not None
-        parts, at = [], 0
-        while at < len(batch):
-            fresh = np.flatnonzero(y[at:] >= self._forest.counts.shape[1])
-            stop = at + int(fresh[0]) if len(fresh) else len(batch)
-            if stop == at:
-                row = batch.rows(slice(at, at + 1))
-                parts.append(self.predict(row))
-                self.learn(row, parts[-1])
-                at += 1
-            else:
-                parts.append(self._run(batch.x, y, at, stop))
-                at = stop
-        return stack(parts)
+        return test_then_train(self, batch)
 
-    def _run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
+    def known_classes(self) -> int:
+        return self._forest.counts.shape[1]
+
+    def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
+        """Test, then train, on rows [start, stop), whose classes are all known."""
         answers, out = np.empty(len(y), np.int64), np.empty((len(y), self._forest.counts.shape[1]))
         at = start
         while at < stop:
@@ -196,11 +187,8 @@ class HoeffdingTree(Learner):
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
-        while not has_room(self._forest, self._room):
-            if len(self._forest.leaf) >= self._most_leaves:
-                return 0
-            self._forest = enlarged(self._forest, self._most_leaves)
-        return self._room
+        self._forest, room = with_room(self._forest, self._room, self._most_leaves)
+        return room
 
     def _know(self, classes: int) -> None:
         if classes > self._forest.counts.shape[1]:
