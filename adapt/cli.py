@@ -12,10 +12,15 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..streams.spec import InputError
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .console import LiveBar
+    from .runs import Run
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 DEMO_STREAM = "digits"
@@ -141,46 +146,45 @@ def _run(options: argparse.Namespace) -> int:
     return _one_run(config, options)
 
 
-def _one_run(config: Any, options: argparse.Namespace) -> int:
+def _one_run(config: RunConfig, options: argparse.Namespace) -> int:
+    from .console import LiveBar
     from .runs import Run, finished, signals_stop
 
     if options.resume:
         summary = finished(options.out, config)
         if summary is not None:
             print(f"{options.out}: this run is finished, there is nothing to resume", file=sys.stderr)
-            _show([summary], options)
+            _show(summary, options)
             return DONE
     run = Run(config, options.out, resume=options.resume, command=_command())
     with signals_stop(run):
-        _watch(run)
+        with LiveBar(config.learner, run.stream.spec) as bar:
+            _watch(run, bar, config.learner)
         summary = run.summary()
         if options.out is not None:
             _write_report(options.out)
-        _show([summary], options)
+        _show(summary, options, bar.curve())
     return DONE if summary["status"] == "done" else INTERRUPTED
 
 
-def _watch(run: Any) -> None:
-    """Step through a run with a live bar on stderr."""
-    from .console import LiveBar
-
+def _watch(run: Run, bar: LiveBar, name: str) -> None:
+    """Step through a run under a live bar on stderr."""
     for note in run.notes:
         print(f"driftway: {note}", file=sys.stderr)
-    with LiveBar(run.config.learner, run.stream.spec) as bar:
-        for record in run.steps():
-            bar.update(record)
+    for record in run.steps():
+        bar.update(record, name)
 
 
-def _show(summaries: list[dict[str, Any]], options: argparse.Namespace, *, compared: bool = False) -> None:
-    from .console import print_comparison, print_summary
+def _show(summary: dict[str, Any], options: argparse.Namespace, curve: Sequence[Any] = ()) -> None:
+    from .console import print_summary
     from .folder import to_json
 
     if options.json:
-        sys.stdout.write(to_json(summaries if compared else summaries[0]))
-    elif compared:
-        print_comparison(summaries, options.out)
-    else:
-        print_summary(summaries[0], options.out)
+        sys.stdout.write(to_json(summary))
+        return
+    print_summary(summary, options.out, curve=curve)
+    if options.out is None:
+        print("nothing was written; --out DIR keeps records, report and checkpoints")
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -194,13 +198,24 @@ def _compare(options: argparse.Namespace) -> int:
     return _many_runs(plan(given, learners, [int(seed) for seed in seeds], options.set), options)
 
 
-def _many_runs(configs: list[Any], options: argparse.Namespace) -> int:
+def _many_runs(configs: list[RunConfig], options: argparse.Namespace) -> int:
     from .compare import run_all
+    from .console import LiveBar, print_comparison
+    from .folder import to_json
 
-    outcome = run_all(configs, options.out, resume=options.resume, watch=_watch, command=_command())
+    several = len({config.seed for config in configs}) > 1
+
+    def watch(run: Run) -> None:
+        _watch(run, bar, run.config.learner + (f" #{run.config.seed}" if several else ""))
+
+    with LiveBar() as bar:
+        outcome = run_all(configs, options.out, resume=options.resume, watch=watch, command=_command())
     if options.out is not None:
         _write_report(options.out)
-    _show(outcome.summaries, options, compared=True)
+    if options.json:
+        sys.stdout.write(to_json(outcome.summaries))
+    else:
+        print_comparison(outcome.summaries, options.out)
     return INTERRUPTED if outcome.interrupted else DONE
 
 

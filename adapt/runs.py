@@ -51,8 +51,8 @@ class Run:
         if out is not None:
             _enter(out, config, resume)
         self.stream = make_stream(config)
-        self.warm_up_seconds = _warm_up(config, self.stream.spec)
         self.learner = _build(config, self.stream.spec)
+        self.warm_up_seconds = _warm_up(config, self.stream.spec, foreign=can_checkpoint(self.learner) is not None)
         self.evaluator = Prequential(self.stream.spec, window=config.window, fading=config.fading)
         self.loop = self._make_loop()
         self._writer = self._open_folder(resume, command) if out is not None else None
@@ -208,8 +208,11 @@ class _MadeUp:
         """Always starts anew."""
 
 
-def _warm_up(config: RunConfig, spec: StreamSpec) -> float:
-    """Compile what the run will call, on made-up rows and throw-away objects; returns the seconds it took."""
+def _warm_up(config: RunConfig, spec: StreamSpec, *, foreign: bool) -> float:
+    """Compile what the run will call, on made-up rows and throw-away objects; returns the seconds it took.
+
+    foreign: the learner is not ours, so nothing of it is compiled and made-up rows are none of its business.
+    """
     started = perf_counter()
     rng = np.random.default_rng(0)
     n = WARM_UP_ROWS
@@ -229,7 +232,8 @@ def _warm_up(config: RunConfig, spec: StreamSpec) -> float:
     ]
     for row_by_row in {config.batch == 1, False}:
         evaluator = Prequential(spec, window=config.window, fading=config.fading)
-        loop = Loop(_build(config, spec), evaluators=[evaluator], row_by_row=row_by_row, every=n)
+        learner = make_learner("majority", spec) if foreign else _build(config, spec)
+        loop = Loop(learner, evaluators=[evaluator], row_by_row=row_by_row, every=n)
         for _ in loop.steps(_MadeUp(spec, events)):
             pass
     return perf_counter() - started

@@ -63,7 +63,7 @@ def test_a_run_folder_is_whole(table: Path, tmp_path: Path) -> None:
     assert [r["row"] for r in refused] == [250, 750, 1250, 1750, 2250, 2750]
     assert all("'a'" in r["reason"] for r in refused)
     header, *rows = (out / "records.csv").read_text().splitlines()
-    assert header.startswith("step,kind,accuracy")
+    assert header.startswith("step,kind,labelled,accuracy,")
     assert [int(r.split(",")[0]) for r in rows if ",progress," in r] == list(range(100, 3000, 100))
     assert rows[-1].startswith("2994,end,")
     assert (out / "timings.csv").read_text().startswith("step,seconds,")
@@ -139,7 +139,7 @@ def test_a_folder_is_not_overwritten(table: Path, tmp_path: Path) -> None:
 
 
 def test_a_learner_without_state_runs_but_keeps_no_checkpoint(table: Path, tmp_path: Path) -> None:
-    config = configured(table, learner="river:naive_bayes.GaussianNB", limit="200")
+    config = configured(table, learner="river:tree.HoeffdingTreeClassifier", limit="200")
     run = Run(config, tmp_path / "run")
     assert "no checkpoint" in run.notes[0]
     for _ in run.steps():
