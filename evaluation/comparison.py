@@ -42,7 +42,7 @@ REGRESSION = (
 COST = (
     Column("rows/s", ("examples_per_second",), show.rate, 1),
     Column("p99", ("latency_ms", "p99"), show.milliseconds, -1),
-    Column("memory", ("peak_rss_mb",), show.megabytes, -1),
+    Column("learner size", ("state_mb",), show.megabytes, -1),
     Column("alarms", ("drift_alarms",), show.tally, 0),
     Column("rollbacks", ("rollbacks",), show.tally, 0),
 )
@@ -74,8 +74,8 @@ def by_learner(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
 def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean ± sd over seeds for every learner, then the baselines.
 
-    ``columns``: names, of which the last ``costs`` tell what it cost; ``rows``: learner, number of seeds and cells ``(text, is the best)``, best score first;
-    ``baselines``: name and text. A column in which no run has a value is left out.
+    ``columns``: names, of which the last ``costs`` tell what it cost. ``rows``: learner, number of seeds and cells
+    ``(text, is the best)``, best score first. ``baselines``: name and text. A column without any value is left out.
     """
     measure = show.measure_of(summaries[0])
     scores = REGRESSION if measure is show.MAE else CLASSIFICATION
@@ -111,7 +111,8 @@ def _best(found: list[list[float]], column: Column) -> str | None:
 
 def _baselines(summaries: list[dict[str, Any]], measure: show.Measure) -> list[dict[str, Any]]:
     rows = []
-    for name, key in (("no-change", "no_change"), ("majority", "majority")):
+    for key in ("no_change", "majority"):
+        name = show.baseline_name(key, measure)
         values = [v for s in summaries if (v := look_up(s, ("baseline", key))) is not None]
         if values:
             same = values[:1] if len(set(values)) == 1 else values
@@ -139,7 +140,8 @@ def verdict(summaries: list[dict[str, Any]]) -> tuple[str, str]:
     ahead = [r["name"] for r in rivals if measure.gain(r["mean"], means[top]) >= 0]
     if ahead:
         return "bad", f"{words}. It does not beat {' or '.join(ahead)}."
-    behind = [n for n in order if any(measure.gain(r["mean"], means[n]) >= 0 for r in rivals)]
+    itself = {"no-change", "majority"}
+    behind = [n for n in order if n not in itself and any(measure.gain(r["mean"], means[n]) >= 0 for r in rivals)]
     return "good", f"{words}." + (f" No better than a baseline: {', '.join(behind)}." if behind else "")
 
 
@@ -198,11 +200,12 @@ def mean_curve(curves: list[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
 
 def _overlay(runs: list[RunData], groups: dict[str, list[int]], colours: dict[str, str]) -> Plot | None:
     """The windowed score of every learner, mean ± sd over seeds, over the baselines of the first learner's runs."""
-    key = f"{show.measure_of(runs[0].summary).key}_window"
+    measure = show.measure_of(runs[0].summary)
+    key = f"{measure.key}_window"
     usable = [i for i, run in enumerate(runs) if key in run.columns() and len(run.progress()) > 1]
     curves: list[Curve] = []
     for column, name, colour, style in (
-        ("majority_window", "majority", plots.MAJORITY, "dotted"),
+        ("majority_window", show.baseline_name("majority", measure), plots.MAJORITY, "dotted"),
         ("no_change_window", "no-change", plots.NO_CHANGE, "dashed"),
     ):
         first = next((m for m in groups.values() if any(column in runs[i].columns() for i in m)), [])

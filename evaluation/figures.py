@@ -41,6 +41,11 @@ def measure_of(summary: Mapping[str, Any]) -> Measure:
     return MAE if summary.get("accuracy") is None and summary.get("mae") is not None else ACCURACY
 
 
+def baseline_name(key: str, measure: Measure) -> str:
+    """What a summary's baseline is called: the commonest answer to a regression is the running mean."""
+    return "no-change" if key == "no_change" else "running mean" if measure is MAE else "majority"
+
+
 def is_number(value: Any) -> bool:
     """Whether value is a finite number (a bool is none)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -114,11 +119,17 @@ def milliseconds(value: Any, *, like: float | None = None) -> str:
 
 
 def megabytes(value: Any, *, like: float | None = None) -> str:
-    """MB, or kB below a tenth of one."""
+    """MB, kB below a tenth of one, bytes below a tenth of those.
+
+    >>> megabytes(214.3), megabytes(1.87), megabytes(0.0225), megabytes(0.000024)
+    ('214 MB', '1.9 MB', '22.5 kB', '24 B')
+    """
     if not is_number(value):
         return DASH
     size = value if like is None else like
-    return f"{1000 * value:.1f} kB" if size < 0.1 else f"{value:,.1f} MB" if size < 100 else f"{value:,.0f} MB"
+    if size < 0.1:
+        return f"{1e6 * value:.0f} B" if size < 1e-4 else f"{1000 * value:.1f} kB"
+    return f"{value:,.1f} MB" if size < 100 else f"{value:,.0f} MB"
 
 
 def spread(values: list[float], show: Any) -> str:

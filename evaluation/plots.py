@@ -60,10 +60,11 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A drawing and what its legend says: (colour, kind of mark, words)."""
+    """A drawing, what its legend says (colour, kind of mark, words), and what its caption must add."""
 
     svg: str
     legend: list[tuple[str, str, str]] = field(default_factory=list)
+    note: str = ""
 
 
 def thin(y: Array, limit: int = LIMIT) -> Array:
@@ -104,24 +105,25 @@ def line_plot(
     percent: bool = True,
     marks: Marks | None = None,
     height: float = 3.0,
-    from_zero: bool = False,
+    bottom: float | None = None,
 ) -> Plot:
     """Curves over steps, with known drifts, alarms, rollbacks and forget requests where there are any.
 
     percent: y holds fractions and the axis shows per cent. prefix: makes the ids of this drawing unique in its page.
-    height: in inches at a width of 9.6. from_zero: the y axis starts at 0.
+    height: in inches at a width of 9.6. bottom: where the y axis starts, if not below the lowest value.
     """
     marks = marks or Marks()
     figure, axes = _axes(height)
     for curve in curves:
         _draw(axes, curve)
     low, high = _limits(curves, percent)
-    axes.set_ylim(0.0 if from_zero else low, high)
+    note = f"What lies below {bottom:g} is not drawn." if bottom is not None and low < bottom else ""
+    axes.set_ylim(low if bottom is None else bottom, high)
     right = max((float(c.x[-1]) for c in curves if len(c.x)), default=1.0)
     axes.set_xlim(0, right)
     _format(axes, percent=percent)
     legend = [(c.colour, c.style, c.name) for c in curves] + _mark(axes, marks, right)
-    return Plot(_svg(figure, prefix), legend)
+    return Plot(_svg(figure, prefix), legend, note)
 
 
 def _draw(axes: Any, curve: Curve) -> None:

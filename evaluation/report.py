@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,19 @@ from .comparison import compared
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
 
-__all__ = ["RunData", "read_run", "render_comparison", "render_run"]
+__all__ = ["RunData", "baselines", "read_run", "render_comparison", "render_run", "standing", "verdict"]
 
 PHASES = ("predict", "adapt", "learn", "evaluate", "io")
 PACKAGES = ("driftway", "numpy", "numba", "river", "scikit-learn", "torch", "matplotlib")
 MOST_REASONS, MOST_DRIFTS = 20, 100
+KAPPA_FLOOR = -1.0
+"""Where the drawing of κ temporal ends: it has no lower bound, and what lies below says only "much worse"."""
+DETECTORS = {"adwin": "ADWIN", "page_hinkley": "Page-Hinkley"}
+SCORES = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "kappa": "κ", "kappa_m": "κ majority",
+    "kappa_t": "κ temporal", "logloss": "log loss", "mae": "MAE", "rmse": "RMSE", "auc": "AUC", "gauc": "GAUC",
+}  # fmt: skip
+"""Columns of the records that are scores, and how they are written."""
 _EXPERT = re.compile(r"expert_(\d+)(?:_share)?")
 _ALARM = re.compile(r"(.*) at row (\d+)")
 
@@ -98,11 +106,11 @@ def _facts(run: RunData) -> list[str]:
     return [*facts, f"seed {s.get('seed', 'unknown')}", f"driftway {s.get('driftway', 'of unknown version')}"]
 
 
-def baselines(summary: dict[str, Any]) -> dict[str, float]:
+def baselines(summary: Mapping[str, Any]) -> dict[str, float]:
     """The baselines that were measured, by their written names."""
     found = summary.get("baseline") or {}
-    names = {"no-change": found.get("no_change"), "majority": found.get("majority")}
-    return {name: float(value) for name, value in names.items() if show.is_number(value)}
+    rivals = {show.baseline_name(key, show.measure_of(summary)): found.get(key) for key in ("no_change", "majority")}
+    return {name: float(value) for name, value in rivals.items() if show.is_number(value)}
 
 
 def verdict(run: RunData) -> tuple[str, str]:
@@ -115,12 +123,22 @@ def verdict(run: RunData) -> tuple[str, str]:
     gap = measure.show_gain(score, rivals[best])
     means = {"no-change": "repeating the last label", "majority": "always answering with the commonest label"}
     if measure is show.MAE:
-        means = {"no-change": "repeating the last value", "majority": "always answering with the running mean"}
+        means = {"no-change": "repeating the last value", "running mean": "always answering with the mean so far"}
     if measure.gain(score, rivals[best]) > 0:
         return "good", f"{name} does better than both baselines: {gap} ahead of {best} ({means[best]})."
     if score == rivals[best]:
         return "bad", f"{name} does no better than {best}: {means[best]} scores the same."
     return "bad", f"{best.capitalize()} beats {name} by {gap}: {means[best]} would have been the better choice."
+
+
+def standing(measure: show.Measure, score: Any, rival: Any) -> str:
+    """Where a baseline stands beside the learner's score, in words; empty where either is unknown."""
+    if not show.is_number(score) or not show.is_number(rival):
+        return ""
+    if score == rival:
+        return "as good as the learner"
+    side = "behind" if measure.gain(score, rival) > 0 else "ahead of"
+    return f"{measure.show_gain(score, rival)} {side} the learner"
 
 
 def _remarks(run: RunData) -> list[str]:
@@ -143,12 +161,8 @@ def _cards(run: RunData) -> list[dict[str, str]]:
     latency, recent = s.get("latency_ms") or {}, f"last {run.window:,} rows"
 
     def card(name: str, value: str, note: str = "", kind: str = "") -> dict[str, str]:
-        return {
-            "name": name[0].upper() + name[1:] if name[0].isascii() else name,
-            "value": value,
-            "note": note,
-            "kind": kind,
-        }
+        head = name[0].upper() if name[0].isascii() else name[0]
+        return {"name": head + name[1:], "value": value, "note": note, "kind": kind}
 
     cards = [
         card(measure.name, measure.show(score), "since the start", "main"),
@@ -158,13 +172,8 @@ def _cards(run: RunData) -> list[dict[str, str]]:
         cards.append(card("RMSE", show.number(s.get("rmse")), "since the start"))
     else:
         cards.append(card("κ temporal", show.number(s.get("kappa_t")), "0 is no-change, 1 is perfect"))
-    for name in ("no-change", "majority"):
-        gap = ""
-        if name in rivals and show.is_number(score):
-            side = "behind" if measure.gain(score, rivals[name]) > 0 else "ahead of"
-            side = "as good as" if score == rivals[name] else f"{measure.show_gain(score, rivals[name])} {side}"
-            gap = f"{side} the learner"
-        cards.append(card(name, measure.show(rivals.get(name)), gap))
+    names = [show.baseline_name(key, measure) for key in ("no_change", "majority")]
+    cards += [card(n, measure.show(rivals.get(n)), standing(measure, score, rivals.get(n))) for n in names]
     cards.append(card("rows a second", show.rate(s.get("examples_per_second")), "through the whole loop"))
     p50, p99 = show.milliseconds(latency.get("p50")), show.milliseconds(latency.get("p99"))
     cards.append(card("latency", p50, f"median; p99 {p99}"))
@@ -177,16 +186,15 @@ def _scores_table(run: RunData) -> list[tuple[str, list[str]]]:
     """Every score of the last record: its name, then since the start, in the window, with fading factor."""
     rows = run.progress()
     last = rows[-1]["values"] if rows else {}
-    shares = {"accuracy", "balanced_accuracy", "majority", "no_change"} if "accuracy" in last else set()
-    names = {"kappa": "κ", "kappa_m": "κ over majority", "kappa_t": "κ temporal", "no_change": "no-change",
-             "mae": "MAE", "rmse": "RMSE"}  # fmt: skip
+    shares = ("accuracy", "balanced_accuracy", "majority", "no_change") if "accuracy" in last else ()
+    names = SCORES | {k: show.baseline_name(k, show.measure_of(run.summary)) for k in ("majority", "no_change")}
     table: list[tuple[str, list[str]]] = []
-    stems = [c.removesuffix("_window").removesuffix("_fading") for c in last]
-    known = {"accuracy", "balanced_accuracy", "kappa", "kappa_m", "kappa_t", "logloss", "mae", "rmse", "r2", "majority"}
-    for stem in dict.fromkeys(s for s in stems if s in known | {"no_change", "auc", "gauc"}):
+    for stem in dict.fromkeys(c.removesuffix("_window").removesuffix("_fading") for c in last):
+        if stem not in names:
+            continue
         form = show.percent if stem in shares else show.number
         cells = [form(last.get(f"{stem}{end}")) for end in ("", "_window", "_fading")]
-        table.append((names.get(stem, stem.replace("_", " ")), cells))
+        table.append((names[stem], cells))
     return table
 
 
@@ -226,7 +234,8 @@ def alarms_of(run: RunData) -> list[tuple[float, str]]:
         note = str(record["values"].get("note", ""))
         found, step = _ALARM.fullmatch(note), float(record["step"])
         exact = float(found[2]) if found else step
-        alarms.append((exact if step - every <= exact <= step else step, found[1] if found else note or "alarm"))
+        name = found[1] if found else note or "alarm"
+        alarms.append((exact if step - every <= exact <= step else step, DETECTORS.get(name, name)))
     return alarms
 
 
@@ -236,7 +245,7 @@ def _score_plot(run: RunData, measure: show.Measure, marks: Marks) -> Plot | Non
         return None
     has, recent = set(run.columns()), f"last {run.window:,} rows"
     wanted = [
-        ("majority", "majority", plots.MAJORITY, "dotted", 1.4),
+        ("majority", show.baseline_name("majority", measure), plots.MAJORITY, "dotted", 1.4),
         ("no_change", "no-change", plots.NO_CHANGE, "dashed", 1.3),
         (measure.key, _name(run, "learner"), plots.LEARNER, "solid", 2.0),
     ]
@@ -266,7 +275,14 @@ def _kappa_plot(run: RunData, marks: Marks) -> Plot | None:
     words = "κ temporal, " + (f"last {run.window:,} rows" if key.endswith("window") else "since the start")
     zero = Curve("no-change is 0", x, np.zeros(len(x)), plots.NO_CHANGE, "dashed", 1.1)
     curve = Curve(words, x, y[:, 0], plots.LEARNER, width=1.8)
-    return plots.line_plot([curve, zero], prefix="kappa", percent=False, marks=Marks(drifts=marks.drifts), height=2.2)
+    return plots.line_plot(
+        [curve, zero],
+        prefix="kappa",
+        percent=False,
+        marks=Marks(drifts=marks.drifts),
+        height=2.2,
+        bottom=KAPPA_FLOOR if np.nanmin(y) < KAPPA_FLOOR else None,
+    )
 
 
 def _usage_plot(run: RunData, marks: Marks) -> Plot | None:
@@ -286,31 +302,31 @@ def _usage_plot(run: RunData, marks: Marks) -> Plot | None:
 def _phases(run: RunData) -> list[dict[str, Any]]:
     """Seconds and share of every phase that was timed."""
     seconds = run.summary.get("seconds") or {}
-    known = {p: float(seconds[p]) for p in PHASES if show.is_number(seconds.get(p))}
+    known = {p: float(seconds[p]) for p in PHASES if show.is_number(seconds.get(p)) and seconds[p] > 0}
     total = sum(known.values())
     return [
-        {"name": p, "seconds": s, "share": s / total if total else 0.0, "colour": plots.AREAS[2 * i]}
-        for i, (p, s) in enumerate(known.items())
+        {"name": p, "seconds": s, "share": s / total if total else 0.0, "colour": plots.AREAS[2 * PHASES.index(p)]}
+        for p, s in known.items()
     ]
 
 
 def _timing_plots(run: RunData) -> list[tuple[str, Plot]]:
     """Speed and resident memory over the run, where timings.csv has enough rows."""
     rows = [t for t in run.timings if {"step", "seconds"} <= t.keys()]
-    drawn = []
-    if len(rows) >= 4:
-        table = np.array([(t["step"], t["seconds"]) for t in rows])
-        steps, seconds = np.diff(table, axis=0).T
-        moved = (seconds > 0) & (steps > 0)
-        if moved.sum() >= 3:
-            speed = Curve("", table[1:][moved, 0], steps[moved] / seconds[moved], plots.LEARNER)
-            draw = partial(plots.line_plot, percent=False, height=1.9, from_zero=True)
-            drawn.append(("Rows a second, between two lines of timings.csv", draw([speed], prefix="speed")))
-            memory = [(t["step"], t["rss_mb"]) for t in rows if "rss_mb" in t]
-            if len(memory) >= 4:
-                x, y = np.array(memory).T
-                curve = Curve("", x, y, plots.AREAS[6])
-                drawn.append(("Resident memory of the process, MB", draw([curve], prefix="memory")))
+    drawn, kept = [], rows[:1]
+    least = max(0.1, rows[-1]["seconds"] / 200) if rows else 0.0
+    for row in rows[1:]:
+        if row["seconds"] - kept[-1]["seconds"] >= least and row["step"] > kept[-1]["step"]:
+            kept.append(row)
+    draw = partial(plots.line_plot, percent=False, height=1.9, bottom=0.0)
+    if len(kept) > 4:
+        steps, seconds = np.diff([(t["step"], t["seconds"]) for t in kept], axis=0).T
+        speed = Curve("", np.array([t["step"] for t in kept[1:]]), steps / seconds, plots.LEARNER)
+        drawn.append(("Rows a second", draw([speed], prefix="speed")))
+    memory = [(t["step"], t["rss_mb"]) for t in rows if "rss_mb" in t]
+    if len(memory) > 4:
+        x, y = np.array(memory).T
+        drawn.append(("Resident memory of the process, MB", draw([Curve("", x, y, plots.AREAS[6])], prefix="memory")))
     return drawn
 
 
@@ -318,49 +334,46 @@ def _timing_plots(run: RunData) -> list[tuple[str, Plot]]:
 
 
 def drift_table(run: RunData) -> dict[str, Any]:
-    """What became of every known drift, and of every alarm.
+    """What became of every known drift and of every alarm, as the summary tells it.
 
-    A detector's first alarm between a drift and the next one found it; all its other alarms are false. Before: the
-    windowed score at the last record before the drift. Recovered: rows until the windowed score, once it has fallen
-    more than a tolerance (one point, or 5 % of an error) below that, is back within it for three records.
+    ``rows``: number, row, name, delay per detector (None: missed), score before, worst score after, recovery in words.
+    ``detectors``: name, alarms, false ones (None where no drift is known). ``alarms``: row and name of every alarm.
     """
-    alarms = alarms_of(run)
-    boundaries = [(float(b["step"]), str(b["values"].get("note", ""))) for b in run.marked("boundary")]
-    detectors = list(dict.fromkeys(d for _, d in alarms))
-    ends = [*(step for step, _ in boundaries), np.inf][1:]
-    false = Counter(d for _, d in alarms)
+    from .recovery import HOLD, STRETCH
+
+    measure, found = show.measure_of(run.summary), run.summary.get("detection") or {}
+    drifts = [d for d in run.summary.get("drifts") or [] if isinstance(d, dict)]
+    known = run.marked("boundary")
     rows = []
-    for number, ((start, name), end) in enumerate(zip(boundaries, ends, strict=True), start=1):
-        delays = []
-        for detector in detectors:
-            hits = [step - start for step, d in alarms if d == detector and start <= step < end]
-            false[detector] -= bool(hits)
-            delays.append(int(hits[0]) if hits else None)
-        row = {"number": number, "step": int(start), "name": name, "delays": delays}
-        rows.append(row | _recovery(run, start, end))
+    for number, drift in enumerate(drifts, start=1 + max(0, len(known) - len(drifts))):
+        before, depth = drift.get("before"), drift.get("depth")
+        after = None
+        if show.is_number(before) and show.is_number(depth):
+            after = before - depth if measure.higher_is_better else before + depth
+        rows.append(
+            {
+                "number": number,
+                "step": drift.get("step"),
+                "name": drift.get("name", ""),
+                "delays": [(drift.get("delay") or {}).get(d) for d in found],
+                "before": measure.show(before),
+                "worst": measure.show(after),
+                "recovered": _recovered(drift),
+            }
+        )
     return {
         "rows": rows[:MOST_DRIFTS],
-        "left_out": max(0, len(rows) - MOST_DRIFTS),
-        "detectors": [(d, sum(1 for _, x in alarms if x == d), false[d]) for d in detectors],
-        "alarms": alarms,
+        "left_out": max(0, len(known) - min(len(rows), MOST_DRIFTS)),
+        "detectors": [(DETECTORS.get(d, d), f.get("alarms", 0), f.get("false_alarms")) for d, f in found.items()],
+        "alarms": alarms_of(run),
+        "stretch": STRETCH,
+        "hold": HOLD,
     }
 
 
-def _recovery(run: RunData, start: float, end: float, hold: int = 3) -> dict[str, Any]:
-    measure = show.measure_of(run.summary)
-    x, y = run.curve(f"{measure.key}_window")
-    score = y[:, 0] if measure.higher_is_better else -y[:, 0]
-    before, inside = score[x <= start], np.flatnonzero((x > start) & (x <= end))
-    if not len(before) or not len(inside) or np.isnan(before[-1]) or np.isnan(score[inside]).any():
-        return {"before": show.DASH, "lowest": show.DASH, "recovered": show.DASH}
-    tolerance = 0.01 if measure.unit == "%" else 0.05 * abs(before[-1])
-    low = score[inside] < before[-1] - tolerance
-    words = "no drop"
-    if low.any():
-        words = "not before the next drift" if np.isfinite(end) else "not before the end"
-        for i in range(int(low.argmax()), len(inside)):
-            if not low[i : i + hold].any() and (i + hold <= len(inside)):
-                words = f"after {show.count(int(x[inside[i]] - start), 'row')}"
-                break
-    lowest = abs(float(score[inside].min()))
-    return {"before": measure.show(abs(float(before[-1]))), "lowest": measure.show(lowest), "recovered": words}
+def _recovered(drift: dict[str, Any]) -> str:
+    """The recovery time in words; a drop that was not over is said to be so."""
+    rows, watched = drift.get("recovery_rows"), drift.get("watched")
+    if show.is_number(rows):
+        return "no drop" if rows <= 1 else f"after {show.count(rows, 'row')}"
+    return f"not within {show.count(watched, 'row')}" if watched else show.DASH

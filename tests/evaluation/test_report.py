@@ -50,10 +50,10 @@ def make_run(folder, learner="driftmoe", seed=0, level=0.9, rows=20_000, experts
         lines.append(f"{s},progress,{shown},")
         for at, kind, note in (
             (0.4, "boundary", "prices are coupled"),
-            (0.415, "alarm", f"ADWIN at row {round(rows * 0.415) - 11}"),
-            (0.55, "alarm", f"ADWIN at row {round(rows * 0.55) - 5}"),
+            (0.415, "alarm", f"adwin at row {round(rows * 0.415) - 11}"),
+            (0.55, "alarm", f"adwin at row {round(rows * 0.55) - 5}"),
             (0.7, "boundary", "holiday"),
-            (0.71, "alarm", f"Page-Hinkley at row {round(rows * 0.71) - 77}"),
+            (0.71, "alarm", f"page_hinkley at row {round(rows * 0.71) - 77}"),
             (0.85, "rollback", f"back to row {round(rows * 0.8)}: accuracy 0.412 after a reset"),
         ):
             if s == round(rows * at / 100) * 100:
@@ -71,6 +71,13 @@ def make_run(folder, learner="driftmoe", seed=0, level=0.9, rows=20_000, experts
         "latency_ms": {"p50": 0.0142, "p99": 0.0311}, "peak_rss_mb": 214.3, "state_mb": 1.87,
         "quarantined": 7, "dropped_labels": 0, "rollbacks": 1, "drift_alarms": 3, "state_sha256": "ab" * 32,
     }  # fmt: skip
+    delays = ({"adwin": 289, "page_hinkley": None}, {"adwin": None, "page_hinkley": 123})
+    summary["drifts"] = [
+        {"name": n, "step": int(rows * at), "labelled": int(rows * at), "before": level, "delay": delay, "depth": 0.23,
+         "recovered": False, "recovery_rows": None, "lost": 90.0, "watched": 5801}
+        for n, at, delay in zip(("prices are coupled", "holiday"), (0.4, 0.7), delays, strict=True)
+    ]  # fmt: skip
+    summary["detection"] = {"adwin": {"alarms": 2, "false_alarms": 1}, "page_hinkley": {"alarms": 1, "false_alarms": 0}}
     if regression:
         summary |= {"accuracy": None, "accuracy_window": None, "kappa": None, "kappa_t": None, "mae": mean, "rmse": 1.2}
         summary |= {"mae_window": float(score[-1]), "baseline": {"majority": 1.9, "no_change": 1.31}}
@@ -152,14 +159,32 @@ def test_marks_are_drawn_and_numbered():
     assert texts[-2:] == ["1", "2"]
 
 
+def test_what_is_cut_off_is_said():
+    line = [plots.Curve("a", np.arange(1, 4.0), np.array([-5.0, 0.2, 0.4]), plots.LEARNER)]
+    assert plots.line_plot(line, prefix="p", bottom=-1.0).note == "What lies below -1 is not drawn."
+    assert plots.line_plot(line, prefix="p", bottom=-9.0).note == ""
+
+
+def test_speed_is_not_read_off_a_moment_too_short(tmp_path):
+    folder = make_run(tmp_path / "run")
+    steps = [(i * 1000, i * 0.5) for i in range(8)] + [(7001, 3.500001)]
+    lines = [f"{s},{t},,,,,,,,200" for s, t in steps]
+    (folder / "timings.csv").write_text("\n".join([TIMINGS, *lines]) + "\n")
+    page = page_of(folder)
+    assert "Rows a second" in page
+    assert "1M" not in page
+
+
 def test_hostile_names_are_escaped(tmp_path):
     evil = "<script>alert(1)</script>\"'&$\\frac{"
     folder = make_run(tmp_path / "run", experts=0)
+    drift = {"name": evil, "step": evil, "delay": {evil: 3}, "watched": 4}
+    edit_summary(folder, drifts=[drift], detection={evil: {"alarms": 3, "false_alarms": 1}})
     edit_summary(folder, learner=evil, stream=evil, seed=evil, status=evil, state_sha256=evil, driftway=evil)
     (folder / "quarantine.jsonl").write_text(json.dumps({"row": evil, "reason": evil}) + "\n")
     (folder / "config.toml").write_text(f"# driftway run {evil}\nx = 1\n")
     records = (folder / "records.csv").read_text()
-    records = records.replace("holiday", evil.replace('"', "")).replace("ADWIN", "<script>x</script>")
+    records = records.replace("holiday", evil.replace('"', "")).replace("adwin", "<script>x</script>")
     (folder / "records.csv").write_text(records)
     run = report.read_run(folder)
     for page in (report.render_run(run), report.render_comparison([run, run])):
@@ -195,6 +220,8 @@ def test_regression_run_is_judged_by_its_error(tmp_path):
     assert "Mean absolute error over time" in page
     assert "RMSE" in page
     assert "κ temporal" not in page
+    assert "running mean" in page
+    assert "majority" not in page.replace("majority_window", "")
     worse = report.RunData(run.summary | {"mae": 1.5}, run.records)
     assert report.verdict(worse) == (
         "bad",
@@ -292,7 +319,7 @@ def test_thin_keeps_ends_dips_and_spikes():
     assert len(plots.thin(y[:1001], 1000)) <= 1000
 
 
-def test_long_run_makes_a_small_page(tmp_path):
+def test_long_run_makes_a_small_page():
     rows = [
         {"step": s, "kind": "progress", "values": {"accuracy": 0.5, "accuracy_window": 0.2 + (s * 7919 % 1000) / 2000}}
         for s in range(1, 50_001)
@@ -317,33 +344,53 @@ def test_expert_shares_add_up_and_small_ones_are_joined():
     assert means[:, 0].tolist() == [0.5, 3.0, 5.5, 8.0]
 
 
-def curve_run(steps, window, kinds):
-    rows = [
-        {"step": s, "kind": "progress", "values": {"accuracy": w, "accuracy_window": w}} for s, w in zip(steps, window)
-    ]
-    rows += [{"step": s, "kind": k, "values": {"note": note}} for s, k, note in kinds]
-    return report.RunData({"accuracy": 0.9}, rows)
+def drifting(**changes):
+    drift = {"name": "x", "step": 500, "labelled": 400, "before": 0.9, "delay": {"adwin": 40, "page_hinkley": None}}
+    drift |= {"depth": 0.25, "recovered": True, "recovery_rows": 310, "lost": 9.0, "watched": 359}
+    detection = {"adwin": {"alarms": 3, "false_alarms": 2}, "page_hinkley": {"alarms": 0, "false_alarms": 0}}
+    return {"accuracy": 0.9, "drifts": [drift | changes], "detection": detection}
 
 
-def test_drift_table_by_hand():
-    window = [0.9, 0.9, 0.9, 0.6, 0.7, 0.895, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9]
-    marks = [
-        (300, "boundary", "first"), (1000, "boundary", "second"), (200, "alarm", "A at row 150"),
-        (400, "alarm", "A at row 340"), (500, "alarm", "A at row 90"), (1100, "alarm", "B at row 1001"),
-    ]  # fmt: skip
-    table = report.drift_table(curve_run(range(100, 1300, 100), window, marks))
-    first, second = table["rows"]
-    assert first["delays"] == [40, None]
-    assert second["delays"] == [None, 1]
-    assert (first["before"], first["lowest"], first["recovered"]) == ("90.0 %", "60.0 %", "after 500 rows")
-    assert second["recovered"] == "no drop"
-    assert table["detectors"] == [("A", 3, 2), ("B", 1, 0)]
-    assert [step for step, _ in table["alarms"]] == [150, 340, 500, 1001]
+def test_drift_table_tells_what_the_summary_knows():
+    table = report.drift_table(report.RunData(drifting()))
+    row = table["rows"][0]
+    assert (row["number"], row["step"], row["delays"]) == (1, 500, [40, None])
+    assert (row["before"], row["worst"], row["recovered"]) == ("90.0 %", "65.0 %", "after 310 rows")
+    assert table["detectors"] == [("ADWIN", 3, 2), ("Page-Hinkley", 0, 0)]
+    page = report.render_run(report.RunData(drifting()))
+    for words in ("ADWIN: 3 alarms, 2 of them false.", "missed", "40 rows"):
+        assert words in page
 
 
-def test_recovery_that_never_comes_is_said():
-    run = curve_run(range(100, 900, 100), [0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.89], [(200, "boundary", "x")])
-    assert report.drift_table(run)["rows"][0]["recovered"] == "not before the end"
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recovery_rows": 1}, "no drop"),
+        ({"recovery_rows": None, "watched": 1200}, "not within 1,200 rows"),
+        ({"recovery_rows": None, "watched": 0, "depth": None, "before": None}, "–"),
+    ],
+)
+def test_recovery_in_words(changes, words):
+    assert report.drift_table(report.RunData(drifting(**changes)))["rows"][0]["recovered"] == words
+
+
+def test_a_rise_of_the_error_is_the_worst_after_a_drift_of_a_regression():
+    summary = drifting(before=2.0, depth=0.5) | {"accuracy": None, "mae": 1.0}
+    assert report.drift_table(report.RunData(summary))["rows"][0]["worst"] == "2.500"
+
+
+def test_alarm_rows_are_exact_only_where_labels_come_at_once():
+    alarms = [{"step": 400, "kind": "alarm", "values": {"note": f"adwin at row {row}"}} for row in (340, 90)]
+    assert report.alarms_of(report.RunData({}, alarms)) == [(340, "ADWIN"), (400, "ADWIN")]
+
+
+def test_alarms_without_known_drifts_are_listed():
+    alarms = [{"step": 400, "kind": "alarm", "values": {"note": "adwin at row 340"}}]
+    summary = {"accuracy": 0.9, "drifts": [], "detection": {"adwin": {"alarms": 1, "false_alarms": None}}}
+    page = report.render_run(report.RunData(summary, alarms))
+    assert "ADWIN raised 1 alarm." in page
+    assert "340 (ADWIN)" in page
+    assert "no detector raised an alarm" in report.render_run(report.RunData(summary | {"detection": {}}))
 
 
 def test_means_and_deviations_by_hand():
