@@ -1,9 +1,10 @@
 """Floor 1: what arrives. Events, sources, and drift as values one composes. NumPy only, never torch."""
 
 from .catalog import STREAMS, describe, open_stream
-from .compose import delay_labels, drop_labels, rebatch, shuffle_within, split_classes, take
+from .compose import drop_labels, rebatch, shuffle_within, split_classes, take
 from .corruption import KINDS, corrupt, mark
 from .datasets import DATASETS, Dataset, cache_folder, data_path, folders, locate
+from .delay import delay_labels
 from .download import fetch
 from .drift import concat, incremental
 from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, concatenate

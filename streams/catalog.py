@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -181,20 +181,26 @@ def describe(name: str) -> dict[str, Any]:
 
 def _description(name: str, summary: str, text: str, citation: str, dataset: str | None, kind: Any) -> dict[str, Any]:
     text = "\n".join(line.strip() for line in text.strip().splitlines())
-    found = {"name": name, "summary": summary, "text": text, "citation": citation, "dataset": dataset, "parameters": []}
-    if is_dataclass(kind):
-        docs = _field_docs(kind)
-        defaults = asdict(kind())  # type: ignore[operator]
-        found["parameters"] = [
+    parameters: list[dict[str, Any]] = []
+    if kind is not None:
+        docs, defaults = _field_docs(kind), asdict(kind())
+        parameters = [
             {"name": f.name, "type": str(f.type), "default": defaults[f.name], "doc": docs.get(f.name, "")}
             for f in fields(kind)
         ]
-    return found
+    return {
+        "name": name,
+        "summary": summary,
+        "text": text,
+        "citation": citation,
+        "dataset": dataset,
+        "parameters": parameters,
+    }
 
 
 def _field_docs(kind: type[Any]) -> dict[str, str]:
     """Sentences of the class docstring that begin with ``name:`` (or ``name, name:``), by name."""
     text = " ".join((kind.__doc__ or "").split())
-    names = "|".join(f.name for f in fields(kind))
+    names = "|".join(f.name for f in fields(kind)) or "-"
     parts = re.split(rf"(?:^|(?<=\. ))((?:{names})(?:, (?:{names}))*): ", text)
     return {n: doc.strip() for group, doc in zip(parts[1::2], parts[2::2], strict=True) for n in group.split(", ")}

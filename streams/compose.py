@@ -7,16 +7,15 @@ beginning.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .events import NO_LABEL, Array, Batch, Boundary, Event, Labels, Rejected, concatenate
+from .events import NO_LABEL, Batch, Boundary, Event, Labels, Rejected, concatenate
 from .feed import Feed, Mapped, permutation, uniform
-from .spec import InputError, Stream, StreamSpec
+from .spec import InputError, Stream
 
 
 def _whole(value: Any, name: str, least: int) -> int:
@@ -69,21 +68,27 @@ def rebatch(stream: Stream, n: int) -> Stream:
 
 
 class _Rebatch:
-    """Cursor: the feed's place at the first row that is still held back, and the rejections passed on since."""
+    """Cursor: the feed's place at the first row that is still held back, and the rejections passed on since.
+
+    While one batch of the source is cut up, the place stays before it and ``skip`` counts the rows that are out.
+    """
 
     def __init__(self, source: Stream, n: int) -> None:
         self.spec = source.spec
         self._feed, self._n = Feed(source), n
-        self._place, self._passed = self._feed.place(), 0
+        self._place, self._skip, self._passed = self._feed.place(), 0, 0
 
     def __iter__(self) -> Iterator[Event]:
         feed, n = self._feed, self._n
-        feed.seek(self._place)
+        feed.seek(self.cursor()["s"])
         muted, self._passed = self._passed, 0
         held: list[Batch] = []
         count = 0
         while (event := feed.peek()) is not None:
             if isinstance(event, Batch):
+                if not held and len(event) >= n:
+                    yield from self._cut(feed, event)
+                    continue
                 part = feed.take(n - count)
                 count += len(part)
                 held.append(part)
@@ -93,7 +98,7 @@ class _Rebatch:
                 feed.drop()
                 self._passed += bool(held)
                 if not held:
-                    self._place = feed.place()
+                    self._place, self._skip = feed.place(), 0
                 if muted:
                     muted -= 1
                 else:
@@ -102,21 +107,39 @@ class _Rebatch:
             if held:
                 batch = concatenate(held)
                 held, count, muted = [], 0, 0
-                self._place, self._passed = feed.place(), 0
+                self._place, self._skip, self._passed = feed.place(), 0, 0
                 yield batch
             if not isinstance(event, Batch):
                 feed.drop()
-                self._place = feed.place()
+                self._place, self._skip = feed.place(), 0
                 yield event
-        self._place, self._passed = feed.place(), 0
+        self._place, self._skip, self._passed = feed.place(), 0, 0
         if held:
             yield concatenate(held)
 
+    def _cut(self, feed: Feed, event: Batch) -> Iterator[Event]:
+        """As many whole batches as one batch of the source has: the path that must be quick."""
+        n = self._n
+        place = feed.place()
+        whole = feed.take(len(event) // n * n)
+        ids, x, y, time = whole.ids, whole.x, whole.y, whole.time
+        self._place = place
+        for skip in range(0, len(ids), n):
+            self._skip = skip + n
+            rows = slice(skip, skip + n)
+            if type(x) is np.ndarray:
+                yield Batch(ids[rows], x[rows], time, None if y is None else y[rows])
+            else:
+                yield whole.rows(rows)
+        self._place, self._skip = feed.place(), 0
+
     def cursor(self) -> dict[str, Any]:
-        return {"s": self._place, "passed": self._passed}
+        place = self._place
+        return {"s": {"s": place["s"], "skip": place["skip"] + self._skip}, "passed": self._passed}
 
     def seek(self, cursor: dict[str, Any]) -> None:
-        self._place, self._passed = cursor.get("s", {}), cursor.get("passed", 0)
+        self._place, self._skip = {"s": {}, "skip": 0, **cursor.get("s", {})}, 0
+        self._passed = cursor.get("passed", 0)
 
 
 def shuffle_within(stream: Stream, window: int, seed: int = 0) -> Stream:
@@ -150,117 +173,6 @@ def drop_labels(stream: Stream, rate: float, seed: int = 0) -> Stream:
     return Mapped(stream.spec, stream, dropped)
 
 
-Delay = int | Callable[[Batch], "int | Array"]
-
-
-def delay_labels(stream: Stream, delay: Delay) -> Stream:
-    """Labels come ``delay`` rows later, as Labels events of their own; 0 leaves the stream as it is.
-
-    The label of the g-th row comes right behind the batch that holds row g + delay, so the delay is exact to the row
-    for batches of one row and rounded up to the batch otherwise. ``delay`` may be a pure function of the batch that
-    returns rows (one number, or int[B]). At the end of the stream all labels still outstanding come at once.
-    """
-    if callable(delay):
-        return _Delayed(stream, delay)
-    rows = _whole(delay, "delay_labels: delay", 0)
-    return stream if rows == 0 else _Delayed(stream, lambda _: rows)
-
-
-class _Delayed:
-    """Cursor: the source's place before the oldest batch that still waits, and how far reading has gone since.
-
-    ``entries``: batch number -> (source cursor before it, rows seen before it). ``late``: the labels due behind the
-    last event are still to come.
-    """
-
-    def __init__(self, source: Stream, delay: Callable[[Batch], int | Array]) -> None:
-        self.spec: StreamSpec = source.spec
-        self._source, self._delay = source, delay
-        self.seek({"s": source.cursor()})
-
-    def _reset(self) -> None:
-        self._waiting: list[tuple[int, int, Array, Array, Array]] = []  # heap: (next due, number, due, ids, y)
-        self._entries: dict[int, tuple[dict[str, Any], int]] = {}
-
-    def __iter__(self) -> Iterator[Event]:
-        cursor = self.cursor()
-        self._source.seek(cursor["s"])
-        self._reset()
-        self._seen, self._read, self._late = cursor["seen"], 0, False
-        before = self._source.cursor()
-        events = iter(self._source)
-        for k in range(cursor["read"]):
-            event = self._admit(next(events), before)
-            before = self._source.cursor()
-            if k < cursor["read"] - 1 or not cursor["late"]:
-                self._due(self._seen - 1, event.time)
-        if cursor["late"]:
-            yield from self._deliver(event)
-        for event in events:
-            event = self._admit(event, before)
-            before = self._source.cursor()
-            self._late = isinstance(event, Batch)
-            yield event
-            if self._late:
-                yield from self._deliver(event)
-        rest = self._due(np.iinfo(np.int64).max, float(self._seen))
-        if rest is not None:
-            yield rest
-
-    def _admit(self, event: Event, before: dict[str, Any]) -> Event:
-        """Read one event: a batch's labels are put aside, and it goes on without them."""
-        self._read += 1
-        if not isinstance(event, Batch):
-            return event
-        due = np.broadcast_to(self._delay(event), event.ids.shape) + np.arange(self._seen, self._seen + len(event))
-        if event.y is not None and len(event):
-            known = ~np.isnan(event.y) if event.y.dtype.kind == "f" else event.y != NO_LABEL
-            if known.any():
-                due = due[known]
-                item = (int(due.min()), self._read - 1, due, event.ids[known], event.y[known])
-                heapq.heappush(self._waiting, item)
-                self._entries[self._read - 1] = (before, self._seen)
-        self._seen += len(event)
-        return Batch(event.ids, event.x, event.time)
-
-    def _deliver(self, event: Event) -> Iterator[Event]:
-        self._late = False
-        labels = self._due(self._seen - 1, event.time)
-        if labels is not None:
-            yield labels
-
-    def _due(self, newest: int, time: float) -> Labels | None:
-        """The labels due once row number ``newest`` has come, in the order of their rows."""
-        parts = []
-        while self._waiting and self._waiting[0][0] <= newest:
-            _, number, due, ids, y = heapq.heappop(self._waiting)
-            now = due <= newest
-            parts.append((number, ids[now], y[now]))
-            if now.all():
-                del self._entries[number]
-            else:
-                later = due[~now]
-                heapq.heappush(self._waiting, (int(later.min()), number, later, ids[~now], y[~now]))
-        if not parts:
-            return None
-        parts.sort(key=lambda part: part[0])
-        return Labels(np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts]), time)
-
-    def cursor(self) -> dict[str, Any]:
-        if self._entries:
-            number, (source, seen) = next(iter(self._entries.items()))
-            return {"s": source, "seen": seen, "read": self._read - number, "late": self._late}
-        return {"s": self._source.cursor(), "seen": self._seen, "read": 0, "late": False}
-
-    def seek(self, cursor: dict[str, Any]) -> None:
-        """Entries are rebuilt by the next ``iter``; until then one stands for the place."""
-        self._reset()
-        self._source.seek(cursor.get("s", {}))
-        self._seen, self._read, self._late = cursor.get("seen", 0), cursor.get("read", 0), cursor.get("late", False)
-        if self._read:
-            self._entries[0] = (cursor["s"], self._seen)
-
-
 def split_classes(stream: Stream, per_task: int = 2, order: Sequence[int] | None = None) -> Stream:
     """Class-incremental tasks: first all rows of the first ``per_task`` classes, then of the next, and so on.
 
@@ -282,7 +194,8 @@ class _SplitClasses:
         self.spec = replace(source.spec, drifts=())
         self._tasks = [codes[k : k + per_task] for k in range(0, len(codes), per_task)]
         self._source = source
-        self.seek({})
+        self._task, self._marked, self._time = 0, False, 0.0
+        source.seek({})
 
     def __iter__(self) -> Iterator[Event]:
         classes = self.spec.classes or ()

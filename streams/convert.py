@@ -143,4 +143,4 @@ def _gzip(file: io.BufferedIOBase | io.BufferedReader, out: Path) -> None:
 def _save(out: Path, **arrays: Array) -> None:
     """``out`` has a temporary name that NumPy must not lengthen, hence the open file."""
     with open(out, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -139,7 +139,7 @@ def corrupt(
     def damaged(event: Event) -> Event:
         if not isinstance(event, Batch):
             return event
-        hit = (event.ids >= start) & (stop is None or event.ids < stop)  # type: ignore[operator]
+        hit = (event.ids >= start) & (stop is None or event.ids < stop)
         if not hit.any():
             return event
         x = np.array(event.x, dtype=np.float64)
@@ -148,7 +148,7 @@ def corrupt(
         return Batch(event.ids, x, event.time, event.y)
 
     marks = {row: name for row, name in ((start, f"{kind} {severity}"), (stop, f"{kind} ends")) if row}
-    marked = mark(stream, marks) if marks else stream  # type: ignore[arg-type]
+    marked = mark(stream, marks) if marks else stream
     spec = marked.spec
     if kind == "missing":
         spec = replace(spec, columns=tuple(replace(c, missing=True) for c in spec.columns))

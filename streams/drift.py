@@ -94,7 +94,9 @@ def concat(
 
 
 def _per_change(value: Any, n: int, name: str) -> list[Any]:
-    values = [value] * n if np.isscalar(value) and (n <= 1 or name == "width") else list(np.atleast_1d(value).tolist())
+    values: list[Any] = (
+        [value] * n if np.isscalar(value) and (n <= 1 or name == "width") else list(np.atleast_1d(value).tolist())
+    )
     if len(values) != n or any(v < 0 for v in values) or (name == "position" and values != sorted(values)):
         raise InputError(f"concat: {name} must be {n} rising numbers from 0 on, one for each change, not {value}")
     return values
@@ -172,7 +174,8 @@ class _Concat:
             raise InputError(
                 f"concat: {feed.source.spec.name} holds {type(event).__name__} events; delay labels after joining"
             )
-        return replace(event, time=float(self._t))  # type: ignore[type-var]
+        assert isinstance(event, Boundary)
+        return Boundary(event.name, float(self._t))
 
     def _mix(self, old: Feed, new: Feed, switch: Switch) -> Event:
         """Rows of both parts by lot, as far as both have rows at hand."""
@@ -230,7 +233,7 @@ def _joined_spec(parts: Sequence[Stream], switches: list[Switch]) -> StreamSpec:
     lengths = [s.length for s in specs]
     whole = all(s.position is None or s.drain for s in switches)
     drifts: list[int] = []
-    ends = np.cumsum([0, *(n for n in lengths[:-1])]) if whole and None not in lengths[:-1] else None  # type: ignore[misc]
+    ends = np.cumsum([0, *(n for n in lengths[:-1])]) if whole and None not in lengths[:-1] else None
     for i, spec in enumerate(specs):
         if ends is not None:
             mark = switches[i - 1].mark if i and switches[i - 1].position is not None else float(ends[i])
@@ -303,7 +306,7 @@ class _Incremental:
         low = np.minimum(way.astype(np.int64), len(parts) - 2)
         weight = way - low
         late = uniform(self._seed, t) < weight
-        x = np.stack([p.x for p in parts])  # type: ignore[arg-type]
+        x = np.stack([np.asarray(p.x) for p in parts])
         here = np.arange(rows)
         a, b, w = x[low, here], x[low + 1, here], weight[:, None]
         chosen = np.where(late[:, None], b, a)

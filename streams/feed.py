@@ -32,15 +32,19 @@ class Feed:
 
     def peek(self) -> Event | None:
         """The next event (of a batch: the rows not yet taken), or None at the end."""
-        if self._rest is None:
+        while self._rest is None:
             if self.source.cursor() != self._next:
                 self.source.seek(self._next)
                 self._events = iter(self.source)
             self._before = self._next
             self._rest = next(self._events, None)
             self._next = self.source.cursor()
-            if self._skip and isinstance(self._rest, Batch):
+            if not self._skip or not isinstance(self._rest, Batch):
+                break
+            if self._skip < len(self._rest):
                 self._rest = self._rest.rows(slice(self._skip, None))
+            else:  # all of it is taken
+                self.drop()
         return self._rest
 
     def take(self, rows: int) -> Batch:

@@ -36,13 +36,14 @@ class ArrayCells:
     start: ClassVar[Position] = {"row": 0}
 
     def __init__(self, name: str, names: tuple[str, ...], x: Array, y: Array) -> None:
-        self.name, self.names, self.length = name, names, len(x)
+        self.name, self.names = name, names
+        self.length: int | None = len(x)
         self._columns = [*x.T, y]
 
     def read(self, at: Position) -> Raw:
         row = at["row"]
-        stop = min(row + BLOCK, self.length)
-        following = {"row": stop} if stop < self.length else None
+        stop = min(row + BLOCK, len(self._columns[0]))
+        following = {"row": stop} if stop < len(self._columns[0]) else None
         columns = [c[row:stop] if c.dtype.kind in "iuf" else c[row:stop].tolist() for c in self._columns]
         return Raw(np.arange(row, stop), columns, {}, following)
 

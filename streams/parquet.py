@@ -41,7 +41,7 @@ class Parquet:
             raise InputError(f"{path}: the file has no rows")
         self.names = tuple(schema.names)
         self._batches: Iterator[Any] | None = None
-        self._at: Position | None = None
+        self._at: tuple[int, int] | None = None
 
     def read(self, at: Position) -> Raw:
         group, skip = at["group"], at["skip"]

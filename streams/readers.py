@@ -75,7 +75,7 @@ class Lines:
         try:
             if self._handle is None:
                 raw = gzip.open(self.path, "rb") if self.path.suffix == ".gz" else open(self.path, "rb")  # noqa: SIM115
-                self._handle, self._byte = io.BufferedReader(raw, 1 << 16), 0  # type: ignore[arg-type]
+                self._handle, self._byte = io.BufferedReader(raw, 1 << 16), 0
                 weakref.finalize(self, self._handle.close)
             if self._byte != at["byte"]:
                 self._handle.seek(at["byte"])

@@ -31,7 +31,8 @@ class Block(NamedTuple):
 class Blocks(Protocol):
     """Reads blocks. ``read`` must return the same events whenever it is given the same position."""
 
-    start: Position
+    @property
+    def start(self) -> Position: ...
 
     def read(self, at: Position) -> Block: ...
 
@@ -106,16 +107,16 @@ class Screen:
         columns = self.spec.columns
         if not np.isfinite(x).all():
             for row, j in np.argwhere(np.isinf(x)):
-                yield row, f"column {columns[j].name!r}: the value is infinite"
+                yield int(row), f"column {columns[j].name!r}: the value is infinite"
             if self.strict:
                 for row, j in np.argwhere(np.isnan(x) & self.required):
-                    yield row, f"column {columns[j].name!r}: the value is missing"
+                    yield int(row), f"column {columns[j].name!r}: the value is missing"
         if len(self.nominal):
             codes = x[:, self.nominal]
             with np.errstate(invalid="ignore"):
                 wrong = (codes < 0) | (codes >= self.limits[self.nominal]) | (codes != np.floor(codes))
             for row, k in np.argwhere(wrong & np.isfinite(codes)):
-                yield row, f"column {columns[self.nominal[k]].name!r}: {codes[row, k]:g} is no category code"
+                yield int(row), f"column {columns[self.nominal[k]].name!r}: {codes[row, k]:g} is no category code"
         if y is not None:
             yield from self._label_faults(y)
 
@@ -124,14 +125,14 @@ class Screen:
         if self.spec.target == "regression":
             unknown = np.isnan(y)
             for row in np.flatnonzero(np.isinf(y)):
-                yield row, f"{name}: the value is infinite"
+                yield int(row), f"{name}: the value is infinite"
         else:
             unknown = y == NO_LABEL
             for row in np.flatnonzero(((y < 0) & ~unknown) | (y >= self.classes)):
-                yield row, f"{name}: class code {y[row]} is out of range 0..{self.classes - 1}"
+                yield int(row), f"{name}: class code {y[row]} is out of range 0..{self.classes - 1}"
         if not self.keep:
             for row in np.flatnonzero(unknown):
-                yield row, f"{name}: the value is missing"
+                yield int(row), f"{name}: the value is missing"
 
 
 class ArrayBlocks:

@@ -203,8 +203,9 @@ KDD_NOMINAL = {
     "protocol_type": "icmp tcp udp",
     "service": "IRC X11 Z39_50 auth bgp courier csnet_ns ctf daytime discard domain domain_u echo eco_i ecr_i efs exec "
     "finger ftp ftp_data gopher hostnames http http_443 imap4 iso_tsap klogin kshell ldap link login mtp name "
-    "netbios_dgm netbios_ns netbios_ssn netstat nnsp nntp ntp_u other pm_dump pop_2 pop_3 printer private red_i remote_job rje "
-    "shell smtp sql_net ssh sunrpc supdup systat telnet tftp_u tim_i time urh_i urp_i uucp uucp_path vmnet whois",
+    "netbios_dgm netbios_ns netbios_ssn netstat nnsp nntp ntp_u other pm_dump pop_2 pop_3 printer private red_i "
+    "remote_job rje shell smtp sql_net ssh sunrpc supdup systat telnet tftp_u tim_i time urh_i urp_i uucp "
+    "uucp_path vmnet whois",
     "flag": "OTH REJ RSTO RSTOS0 RSTR S0 S1 S2 S3 SF SH",
 }
 _KDD_CLASSES = (
@@ -299,5 +300,5 @@ def _loaded(reader: Delimited, label: str, rules: Rules) -> tuple[StreamSpec, Ar
     wrong = next((e for e in events if isinstance(e, Rejected)), None)
     if wrong is not None:
         raise InputError(f"{reader.name}: row {wrong.row}: {wrong.reason}")
-    x = np.concatenate([b.x for b in batches])  # type: ignore[arg-type]
+    x = np.concatenate([np.asarray(b.x) for b in batches])
     return plan.spec, x, np.concatenate([b.y for b in batches if b.y is not None])

@@ -47,7 +47,9 @@ class Reader(Protocol):
     name: str
     names: tuple[str, ...]
     length: int | None
-    start: Position
+
+    @property
+    def start(self) -> Position: ...
 
     def read(self, at: Position) -> Raw: ...
 
