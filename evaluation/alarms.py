@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.compiled import inlined
+from ..models.compiled import compiled, inlined
 from ..models.detectors import Adwins, PageHinkleys, adwin_mean, adwin_update, page_hinkley_update
 from .recovery import Recovery
 
@@ -29,8 +29,11 @@ REFRACTORY = 500
 """Labelled rows during which a detector does not repeat itself."""
 KEPT = 256
 """Drifts told one by one in a summary (the latest), and alarms kept for whoever collects them."""
+CHUNK = 512
+"""Most rows of one compiled call."""
 ROOM = 64
-"""Alarms that one compiled call can leave behind before it must return."""
+"""Alarms there is room for after a call: ADWIN looks at every 32nd row, Page-Hinkley begins anew for 30, so that a chunk
+gives at most 16 + 18."""
 
 
 def new_alarms() -> Array:
@@ -51,16 +54,17 @@ def _list(alarms: Array, labelled: int, detector: int, refractory: int) -> None:
         alarms[0, 0] += 1
 
 
-@inlined
+@compiled
 def watch(
-    adwin: Adwins, page_hinkley: PageHinkleys, alarms: Array, labelled: int, error: float, refractory: int
+    adwin: Adwins, page_hinkley: PageHinkleys, alarms: Array, labelled: int, errors: Array, refractory: int
 ) -> None:
-    """Give the error of one row (in [0, 1]) to both detectors and list their alarms. labelled: rows up to this one."""
-    before = adwin_mean(adwin, 0)
-    if adwin_update(adwin, 0, error, DELTA) and adwin_mean(adwin, 0) > before:
-        _list(alarms, labelled, 0, refractory)
-    if page_hinkley_update(page_hinkley, 0, error, 30, 0.005, 50.0, 0.9999, False):
-        _list(alarms, labelled, 1, refractory)
+    """Give errors (float64[n], n <= CHUNK, in [0, 1]) to both detectors and list their alarms. labelled: rows before."""
+    for k in range(errors.shape[0]):
+        before = adwin_mean(adwin, 0)
+        if adwin_update(adwin, 0, errors[k], DELTA) and adwin_mean(adwin, 0) > before:
+            _list(alarms, labelled + k + 1, 0, refractory)
+        if page_hinkley_update(page_hinkley, 0, errors[k], 30, 0.005, 50.0, 0.9999, False):
+            _list(alarms, labelled + k + 1, 1, refractory)
 
 
 class DriftLog:

@@ -117,19 +117,19 @@ class Prequential:
         y, output = _plain(y, dtype), _plain(output, dtype)
         scores = _NO_SCORES if scores is None or self._regression else _plain(scores, _FLOAT)
         score = tallies.score_numbers if self._regression else tallies.score_classes
-        at = score(y, output, scores, baseline, 0, *self._call)
-        while at < len(y):
+        at, n = 0, len(y)
+        while at < n:
+            at = score(y, output, scores, baseline, at, *self._call)
             if self._alarms[0, 0]:
                 self._collect()
-            else:
-                self._make_room(int(max(y[at], output[at])))
-            at = score(y, output, scores, baseline, at, *self._call)
-        if self._alarms[0, 0]:
-            self._collect()
+            if at < n and not self._regression:
+                self._make_room(int(y[at]), int(output[at]))
 
-    def _make_room(self, code: int) -> None:
-        """More classes than there is room for: the next power of two."""
-        old = self._arrays["classes"]
+    def _make_room(self, label: int, answer: int) -> None:
+        """Where the row at hand is of a class there is no room for: room for the next power of two."""
+        old, code = self._arrays["classes"], max(c for c in (label, answer, 0) if c < tallies.MOST_CLASSES)
+        if code < old.shape[1]:
+            return
         new = np.zeros((3, 1 << code.bit_length(), 3))
         new[:, : old.shape[1]] = old
         self._set(**(self._arrays | {"classes": new}))

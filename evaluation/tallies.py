@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..models.compiled import compiled, inlined
 from ..models.detectors import Adwins, PageHinkleys
-from .alarms import ROOM, watch
+from .alarms import CHUNK, watch
 from .metrics import CLIP
 from .recovery import follow
 
@@ -105,27 +105,28 @@ def _log_loss(scores: Array, i: int, label: int, marks: Array) -> float:
 def score_classes(
     y: Array, output: Array, scores: Array, baseline: Array, start: int,
     classes: Array, totals: Array, ring: Array, marks: Array,
-    buckets: Array, counts: Array, window: Array, adwin_marks: Array, sums: Array,
+    cells: Array, sums: Array,
     alarms: Array, track: Array, stretch: Array, fading: float, refractory: int,
 ) -> int:  # fmt: skip
-    """Count rows from ``start`` on; returns where it stopped, before the end only if classes or alarms are full.
+    """Count rows from ``start`` on; returns where it stopped: after a chunk, or where more classes are needed.
 
     y, output: int64[B]. scores: float64[B, C'] or empty. baseline: float64[B, 2 or 3] kept from the time of the
     prediction, or empty: then what the baselines say just before each row. Rows without a label are passed over.
     """
-    adwin, page_hinkley = Adwins(buckets, counts, window, adwin_marks), PageHinkleys(sums)
-    size = ring.shape[0]
-    for i in range(start, y.shape[0]):
+    size, first, stop = ring.shape[0], int(marks[LABELLED]), min(y.shape[0], start + CHUNK)
+    errors, n = np.empty(stop - start), 0
+    for i in range(start, stop):
         label, answer = y[i], output[i]
         if label < 0 or label >= MOST_CLASSES:
             continue
-        if max(label, answer if answer < MOST_CLASSES else 0) >= classes.shape[1] or alarms[0, 0] > ROOM - 2:
-            return i
+        if max(label, answer if answer < MOST_CLASSES else 0) >= classes.shape[1]:
+            stop = i
+            break
         majority, last, concept = marks[MAJORITY_NOW], marks[LAST], marks[CONCEPT]
         if baseline.shape[0] > 0:
             majority, last = baseline[i, 0], baseline[i, 1]
             concept = baseline[i, 2] if baseline.shape[1] > 2 else concept
-        labelled = int(marks[LABELLED])
+        labelled = first + n
         at = labelled % size
         hit = 1.0 if answer == label else 0.0
         weight = _fade(classes, totals, marks, fading)
@@ -137,22 +138,24 @@ def score_classes(
         ring[at, 0], ring[at, 1] = label, answer if -1 <= answer < MOST_CLASSES else -1
         majority_hit, last_hit = 1.0 if majority == label else 0.0, 1.0 if last == label else 0.0
         _enter(totals, ring, at, weight, hit, majority_hit, last_hit, _log_loss(scores, i, label, marks))
-        marks[LABELLED] = labelled + 1
-        watch(adwin, page_hinkley, alarms, labelled + 1, 1.0 - hit, refractory)
+        errors[n] = 1.0 - hit
+        n += 1
         if concept == marks[CONCEPT]:
             follow(track, stretch, hit)
         marks[LAST] = label
         rows, best = classes[SINCE_START, label, 0], int(marks[MAJORITY_NOW])
         if best < 0 or rows > classes[SINCE_START, best, 0] or (rows == classes[SINCE_START, best, 0] and label < best):
             marks[MAJORITY_NOW] = label
-    return y.shape[0]
+    marks[LABELLED] = first + n
+    watch(Adwins(cells), PageHinkleys(sums), alarms, first, errors[:n], refractory)
+    return stop
 
 
 @compiled
 def score_numbers(
     y: Array, output: Array, scores: Array, baseline: Array, start: int,  # noqa: ARG001 - one signature for both
     classes: Array, totals: Array, ring: Array, marks: Array,
-    buckets: Array, counts: Array, window: Array, adwin_marks: Array, sums: Array,
+    cells: Array, sums: Array,
     alarms: Array, track: Array, stretch: Array, fading: float, refractory: int,
 ) -> int:  # fmt: skip
     """As ``score_classes`` for regression: y, output float64[B], NaN for an unknown label; scores are not looked at.
@@ -160,12 +163,11 @@ def score_numbers(
     An answer that is no finite number is counted, and scored as if the running mean had been answered. The detectors
     see ``e / (e + s)``, e the absolute error and s its faded mean before: in [0, 1) whatever the unit, a half as usual.
     """
-    adwin, page_hinkley = Adwins(buckets, counts, window, adwin_marks), PageHinkleys(sums)
-    for i in range(start, y.shape[0]):
+    first, stop = int(marks[LABELLED]), min(y.shape[0], start + CHUNK)
+    errors, n = np.empty(stop - start), 0
+    for i in range(start, stop):
         if not np.isfinite(y[i]):
             continue
-        if alarms[0, 0] > ROOM - 2:
-            return i
         mean, last, concept = marks[MAJORITY_NOW], marks[LAST], marks[CONCEPT]
         if baseline.shape[0] > 0:
             mean, last = baseline[i, 0], baseline[i, 1]
@@ -176,17 +178,18 @@ def score_numbers(
             marks[ODD] += 1.0
         error = min(abs(answer - label), LARGEST)
         usual = totals[1, OWN] / totals[1, WEIGHT] if totals[1, WEIGHT] > 0.0 else 0.0
-        labelled = int(marks[LABELLED])
         weight = _fade(classes, totals, marks, fading)
-        at = labelled % ring.shape[0]
+        at = (first + n) % ring.shape[0]
         _enter(totals, ring, at, weight, error, abs(mean - label), abs(last - label), error * error)
-        marks[LABELLED] = labelled + 1
-        watch(adwin, page_hinkley, alarms, labelled + 1, error / (error + usual) if error > 0.0 else 0.0, refractory)
+        errors[n] = error / (error + usual) if error > 0.0 else 0.0
+        n += 1
         if concept == marks[CONCEPT]:
             follow(track, stretch, -error)
         marks[LAST] = label
-        marks[MAJORITY_NOW] += (label - marks[MAJORITY_NOW]) / (labelled + 1)
-    return y.shape[0]
+        marks[MAJORITY_NOW] += (label - marks[MAJORITY_NOW]) / (first + n)
+    marks[LABELLED] = first + n
+    watch(Adwins(cells), PageHinkleys(sums), alarms, first, errors[:n], refractory)
+    return stop
 
 
 @compiled

@@ -43,8 +43,8 @@ def test_adwin_is_rivers_at_every_value(kind: str, delta: float) -> None:
         assert dt.adwin_update(ours, 1, value, delta) == theirs.drift_detected
         assert dt.adwin_width(ours, 1) == theirs.width
         assert dt.adwin_mean(ours, 1) == theirs.estimation
-        assert ours.window[1, 2] == theirs.variance
-    assert all(np.isfinite(part).all() for part in ours)
+        assert ours.cells[1, dt.SQUARES] == theirs.variance
+    assert np.isfinite(ours.cells).all()
 
 
 @pytest.mark.parametrize("kind", ["jumps", "returns", "gaussian", "step"])
@@ -88,7 +88,7 @@ def test_neighbours_do_not_touch_each_other() -> None:
         for i, one in enumerate(alone):
             assert dt.adwin_update(together, i, values[i, t], 0.002) == dt.adwin_update(one, 0, values[i, t], 0.002)
     for i, one in enumerate(alone):
-        assert np.array_equal(together.window[i], one.window[0])
+        assert np.array_equal(together.cells[i], one.cells[0])
 
 
 def test_a_copy_goes_on_like_the_original() -> None:
@@ -97,12 +97,12 @@ def test_a_copy_goes_on_like_the_original() -> None:
     for value in values[:2_000]:
         dt.adwin_update(first, 0, value, 0.002)
         dt.page_hinkley_update(ph, 0, value, 30, 0.005, 20.0, 0.9999)
-    second, ph2 = dt.Adwins(*(part.copy() for part in first)), dt.PageHinkleys(ph.sums.copy())
+    second, ph2 = dt.Adwins(first.cells.copy()), dt.PageHinkleys(ph.sums.copy())
     for value in values[2_000:]:
         assert dt.adwin_update(first, 0, value, 0.002) == dt.adwin_update(second, 0, value, 0.002)
         found = [dt.page_hinkley_update(p, 0, value, 30, 0.005, 20.0, 0.9999) for p in (ph, ph2)]
         assert found[0] == found[1]
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert np.array_equal(first.cells, second.cells)
 
 
 def test_reset_makes_a_detector_as_new() -> None:
@@ -123,15 +123,15 @@ def test_reset_makes_a_detector_as_new() -> None:
 def test_a_full_top_level_drops_the_oldest_values() -> None:
     """Beyond 32 levels the window stops growing instead of writing past its arrays."""
     a = dt.new_adwins(1)
-    a.counts[0, :] = dt.BUCKETS
     sizes = 2.0 ** np.arange(dt.LEVELS)
-    a.window[0, 0] = dt.BUCKETS * sizes.sum()
-    a.marks[0, 1] = dt.LEVELS
-    before = a.window[0, 0]
+    counts = a.cells[0, dt.COUNTS : dt.CELLS]
+    counts[:] = dt.BUCKETS
+    a.cells[0, dt.WIDTH], a.cells[0, dt.TOP] = dt.BUCKETS * sizes.sum(), dt.LEVELS
+    before = dt.adwin_width(a, 0)
     assert not dt.adwin_update(a, 0, 0.0, 0.002)
-    assert a.window[0, 0] == before + 1 - sizes[-1]
-    assert a.window[0, 0] == (a.counts[0] * sizes).sum()
-    assert (a.counts[0] <= dt.BUCKETS).all()
+    assert dt.adwin_width(a, 0) == before + 1 - sizes[-1]
+    assert dt.adwin_width(a, 0) == (counts * sizes).sum()
+    assert (counts <= dt.BUCKETS).all()
 
 
 def test_the_examples_in_the_docstrings() -> None:
