@@ -14,9 +14,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..streams import InputError, Stream
+from ..streams import InputError, Stream, delay_labels, rebatch, take
 from ..streams.catalog import STREAMS, describe, open_stream
-from ..streams.compose import delay_labels, rebatch, take
 from ..streams.files import FileParams
 from .learners import learner_params
 
