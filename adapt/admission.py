@@ -43,11 +43,9 @@ def _all_sound(ids: Array, highest: int, x: Array, rules: Array, codes: Array, n
             if np.isnan(value):
                 if rules[j, 1] == 0:
                     return False
-            elif np.isinf(value):
-                return False
-            elif rules[j, 0] != 0 and (
+            elif np.isinf(value) or (rules[j, 0] != 0 and (
                 value < 0 or value != np.floor(value) or (rules[j, 0] > 0 and value >= rules[j, 0])
-            ):
+            )):
                 return False
     return True
 
@@ -135,14 +133,14 @@ class Admission:
             if not missing_allowed:
                 _note(np.isnan(cells), f"column {column.name}: missing value", reasons)
             if size:
-                known = ~np.isfinite(cells) | ((cells >= 0) & (cells == np.floor(cells)) & ((size < 0) | (cells < size)))
-                _note(~known, f"column {column.name}: unknown category", reasons)
+                code = (cells >= 0) & (cells == np.floor(cells)) & ((size < 0) | (cells < size))
+                _note(np.isfinite(cells) & ~code, f"column {column.name}: unknown category", reasons)
         return table
 
     def sift_labels(self, y: Array, reasons: list[str | None]) -> Array:
         """Labels in their proper dtype; writes the reason beside each that cannot be one."""
         raw = np.asarray(y)
-        unknown: Array = np.full(len(reasons), NO_LABEL, np.int64) if self.classification else np.full(len(reasons), np.nan)
+        unknown: Array = np.full(len(reasons), NO_LABEL if self.classification else np.nan)
         _refuse_unless_length(len(raw) if raw.ndim == 1 else -1, "label", reasons)
         if raw.ndim != 1 or len(raw) != len(reasons):
             return unknown

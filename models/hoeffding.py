@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from .compiled import inner
 from numpy.typing import NDArray
+
+from .compiled import inner
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,7 +26,7 @@ KIND, FEATURE, LEFT, RIGHT, LEAF, DEPTH = range(6)  # columns of node
 THRESHOLD, WEIGHT = range(2)  # columns of node_value
 ATTEMPTED, MAJORITY_RIGHT, BAYES_RIGHT = range(3)  # columns of leaf
 IS_LEAF, NUMERIC, EQUALS, MULTIWAY = range(4)  # kinds of node
-COUNT, MEAN, SQUARES, LOW, HIGH, SLOPE, OFFSET = range(7)  # rows of an observer: log density = OFFSET + SLOPE (x - MEAN)^2
+COUNT, MEAN, SQUARES, LOW, HIGH, SLOPE, OFFSET = range(7)  # rows of observer; log p(x) = OFFSET + SLOPE (x - MEAN)^2
 MAJORITY, BAYES, ADAPTIVE = range(3)  # what a leaf predicts with
 FREE_NODES, FREE_LEAVES, USED_FAN = range(3)  # entries of used
 
@@ -240,7 +241,7 @@ def fell(forest: Forest, tree: int) -> None:
             forest.used[FREE_LEAVES] += 1
         elif node[KIND] == MULTIWAY:
             for b in range(node[RIGHT]):
-                stack.append(np.int64(forest.branches[node[LEFT] + b]))
+                stack.append(np.int64(forest.branches[node[LEFT] + b]))  # noqa: PERF401 - compiled
         else:
             stack.append(np.int64(node[LEFT]))
             stack.append(np.int64(node[RIGHT]))

@@ -49,7 +49,7 @@ class Params:
     linear_rates: tuple[float, ...] = (0.05, 0.2)
     """One online softmax regression for each rate."""
     answer: Literal["auto", "vote", "top-1"] = "auto"
-    """auto: the best of six rules, chosen on line; vote: of the three without the router; top-1: the router's choice."""
+    """auto: the best of six rules, chosen on line; vote: of the three without the router; top-1: the router alone."""
     hidden: int = 256
     """Units of the router's first layer; the second has half as many."""
     router_batch: int = 32

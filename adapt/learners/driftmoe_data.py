@@ -27,7 +27,7 @@ from ...models.guarded import Guards, learn_guarded, poisson, watch
 from ...models.hoeffding import Forest, Rules, predict_tree, top
 from ...models.linear import softmax_scores, softmax_step
 from ...models.router import Router, collect, route, sigmoid
-from ...models.splitting import has_room
+from ...models.splitting import has_room, sum_of
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -121,7 +121,7 @@ def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Fl
     for m in range(plan.linear_rates.shape[0]):
         softmax_scores(pool.linear[m], desk.encoded, n_classes, p[trees + m])
     route(pool.router, NO_DROPOUT, desk.inputs, desk.hidden1, desk.hidden2, z)
-    if pool.labels.sum() == 0:
+    if sum_of(pool.labels) == 0:
         out[:] = 1.0 / n_classes
         return 0
     if plan.top_one:
@@ -132,7 +132,7 @@ def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Fl
         return top(out)
     vote(plan, pool, desk, z, p)
     rule = top(pool.standing)
-    out[:] = desk.votes[rule] / desk.votes[rule].sum()
+    out[:] = desk.votes[rule] / sum_of(desk.votes[rule])
     return top(out)
 
 
@@ -141,7 +141,7 @@ def encode_inputs(plan: Plan, pool: Pool, desk: Desk, x: Floats) -> None:
     """The row as the linear experts (desk.encoded) and the router (desk.inputs) see it."""
     encode(pool.encoder, x, desk.encoded)
     if plan.noise:
-        state = np.uint64(pool.labels.sum()) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+        state = np.uint64(sum_of(pool.labels)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
         for j in range(desk.inputs.shape[0]):
             state ^= state << np.uint64(13)
             state ^= state >> np.uint64(7)
@@ -277,7 +277,7 @@ def class_weight(labels: Floats, y: int) -> float:
     known = 0
     for count in labels:
         known += count > 0
-    return np.float32(min(max(labels.sum() / (known * labels[y]), 0.2), 5.0))
+    return np.float32(min(max(sum_of(labels) / (known * labels[y]), 0.2), 5.0))
 
 
 @inner

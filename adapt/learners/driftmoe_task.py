@@ -23,9 +23,19 @@ from numpy.typing import NDArray
 from ...models.arrays import from_dict, to_dict
 from ...models.compiled import compiled, inner
 from ...models.encoding import Encoder, encode, encoded_width, new_encoder, observe_scale
-from ...models.hoeffding import ADAPTIVE, Forest, Rules, leaf_bytes, new_forest, predict_tree, top, with_room, with_trees
+from ...models.hoeffding import (
+    ADAPTIVE,
+    Forest,
+    Rules,
+    leaf_bytes,
+    new_forest,
+    predict_tree,
+    top,
+    with_room,
+    with_trees,
+)
 from ...models.router import Router, collect, new_router, route, sigmoid, with_outputs
-from ...models.splitting import has_room, learn_tree
+from ...models.splitting import has_room, learn_tree, sum_of
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Prediction, State
 from .hoeffding_tree import category_counts
@@ -75,7 +85,7 @@ def keep_units(plan: Plan, pool: Pool) -> Singles:
     if not plan.dropout:
         return np.empty(0, np.float32)
     keep = np.empty(units, np.float32)
-    state = (np.uint64(plan.seed) << np.uint64(32)) ^ np.uint64(pool.labels.sum() + 1) * np.uint64(0x9E3779B97F4A7C15)
+    state = (np.uint64(plan.seed) << np.uint64(32)) ^ np.uint64(sum_of(pool.labels) + 1) * np.uint64(0x9E3779B97F4A7C15)
     for j in range(units):
         state ^= state << np.uint64(13)
         state ^= state >> np.uint64(7)

@@ -67,7 +67,15 @@ def predict_rows(forest: Forest, rules: Rules, x: Floats, out: Floats) -> Ints:
 
 @compiled
 def learn_rows(
-    forest: Forest, guards: Guards, rules: Rules, guard: Floats, x: Floats, y: Ints, answers: Ints, start: int, room: int
+    forest: Forest,
+    guards: Guards,
+    rules: Rules,
+    guard: Floats,
+    x: Floats,
+    y: Ints,
+    answers: Ints,
+    start: int,
+    room: int,
 ) -> int:
     """Learn from row ``start`` on, as long as there is room for ``room`` leaves; returns where it stopped."""
     scratch = np.empty(forest.counts.shape[1])
