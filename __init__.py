@@ -16,6 +16,7 @@ _HOMES = {
         "open_file from_arrays concat incremental corrupt delay_labels drop_labels split_classes take rebatch "
         "shuffle_within"
     ),
+    "adapt.loop": "Loop Record",
     "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",
     "adapt.learners": "learner=make_learner",
     "adapt.guard": "Guard Rollback",
