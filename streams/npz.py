@@ -18,7 +18,7 @@ from .table import Raw, Rules, TableBlocks, settle
 def read_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, Array]:
     """The arrays of an archive. Object arrays are refused (they would run code). Raises InputError in one line."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputError(f"{path}: one bare array, not an npz archive")
             return {k: archive[k] for k in (archive.files if keys is None else keys) if k in archive.files}
