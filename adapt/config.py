@@ -14,9 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..streams import InputError, Stream, delay_labels, rebatch, take
-from ..streams.catalog import STREAMS, describe, open_stream
-from ..streams.files import FileParams
+from ..streams import STREAMS, FileParams, InputError, Stream, delay_labels, describe, open_stream, rebatch, take
 from .learners import learner_params
 
 DEFAULT_LEARNER = "hoeffding-tree"

@@ -12,8 +12,7 @@ from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-from ..streams.datasets import Dataset
-from ..streams.spec import InputError
+from ..streams import Dataset, InputError
 
 
 
@@ -69,7 +68,7 @@ def show(kind: str, name: str | None) -> None:
 
 
 def _streams(name: str | None) -> None:
-    from ..streams.catalog import STREAMS, describe
+    from ..streams import STREAMS, describe
 
     if name is None:
         rows = [(n, e.summary) for n, e in STREAMS.items()]
@@ -127,7 +126,7 @@ def known(name: str, table: Iterable[str], what: str) -> str:
 
 def show_data(name: str | None, *, fetch: bool) -> bool:
     """Print where each data set is, or get the missing ones; False where one could not be had."""
-    from ..streams.datasets import DATASETS, folders, locate
+    from ..streams import DATASETS, folders, locate
 
     chosen = list(DATASETS.values()) if name is None else [DATASETS[known(name, DATASETS, "data set")]]
     if fetch:
@@ -156,7 +155,7 @@ def show_data(name: str | None, *, fetch: bool) -> bool:
 
 def _fetch(dataset: Dataset) -> bool:
     """Download one data set with a bar on stderr; on failure say why and go on with the next."""
-    from ..streams.fetch import fetch
+    from ..streams import fetch
 
     def bar(file: str, done: int, total: int | None) -> None:
         if sys.stderr.isatty():

@@ -181,7 +181,7 @@ def test_an_interrupt_saves_and_leaves_with_130(number: signal.Signals, tmp_path
     line = [sys.executable, "-m", "driftway", "run", "sea-drift", "--learner", "logistic", "--set", "n=3000000", "--out"]
     process = subprocess.Popen([*line, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not (out / "records.csv").exists() or process.poll() is not None):
+    while time.monotonic() < deadline and process.poll() is None and not (out / "records.csv").exists():
         time.sleep(0.02)
     time.sleep(0.3)
     process.send_signal(number)
