@@ -32,8 +32,8 @@ KEPT = 256
 CHUNK = 512
 """Most rows of one compiled call."""
 ROOM = 64
-"""Alarms there is room for after a call: ADWIN looks at every 32nd row, Page-Hinkley begins anew for 30, so that a chunk
-gives at most 16 + 18."""
+"""Alarms there is room for after a call: ADWIN looks at every 32nd row and Page-Hinkley is silent for 30 after it found
+something, so that a chunk gives at most 17 + 18."""
 
 
 def new_alarms() -> Array:
@@ -58,7 +58,7 @@ def _list(alarms: Array, labelled: int, detector: int, refractory: int) -> None:
 def watch(
     adwin: Adwins, page_hinkley: PageHinkleys, alarms: Array, labelled: int, errors: Array, refractory: int
 ) -> None:
-    """Give errors (float64[n], n <= CHUNK, in [0, 1]) to both detectors and list their alarms. labelled: rows before."""
+    """Give errors (float64[n], n <= CHUNK, in [0, 1]) to both detectors; list their alarms. labelled: rows before."""
     for k in range(errors.shape[0]):
         before = adwin_mean(adwin, 0)
         if adwin_update(adwin, 0, errors[k], DELTA) and adwin_mean(adwin, 0) > before:

@@ -138,7 +138,7 @@ class Prequential:
         """Enter the alarms that compiled code left behind into the log."""
         for labelled, detector in self._alarms[2 : 2 + int(self._alarms[0, 0])].tolist():
             self._log.alarm(labelled, DETECTORS[detector])
-        self._alarms[0, 0] = 0
+        self._alarms[0], self._alarms[2:] = 0, 0
 
     # --- drifts -----------------------------------------------------------------------------------------------------
 
