@@ -80,7 +80,7 @@ def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     measure = show.measure_of(summaries[0])
     scores = REGRESSION if measure is show.MAE else CLASSIFICATION
     columns = [c for c in scores + COST if any(look_up(s, c.key) is not None for s in summaries)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, members in by_learner(summaries).items():
         found = [[v for i in members if (v := look_up(summaries[i], c.key)) is not None] for c in columns]
         rows.append({"name": name, "seeds": len(members), "found": found})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 DASH = "–"
 
@@ -46,7 +46,7 @@ def baseline_name(key: str, measure: Measure) -> str:
     return "no-change" if key == "no_change" else "running mean" if measure is MAE else "majority"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether value is a finite number (a bool is none)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -155,10 +155,10 @@ def mean_sd(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-def count(n: int, one: str, many: str = "") -> str:
+def count(n: float, one: str, many: str = "") -> str:
     """A number with its noun.
 
     >>> count(1, "row"), count(2500, "row")
     ('1 row', '2,500 rows')
     """
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+    return f"{n:,.0f} {one if n == 1 else many or one + 's'}"
