@@ -116,7 +116,7 @@ class LiveBar:
 
     name: the learner, for records that come without one. spec: the stream's; total: rows to come (default: the spec's
     length). file: where to draw (default stderr); where that is no terminal nothing is drawn. The rate leaves out what
-    happened before the first record. ``curve`` holds what ``print_summary`` draws.
+    happened before the first record. ``curve`` holds what ``print_summary`` draws; ``total`` may be set when it is known.
 
     Use it around ``update``, or let it hand the records through: ``for record in LiveBar(name, spec).watch(records)``.
     """
@@ -125,7 +125,7 @@ class LiveBar:
         self, name: str = "", spec: StreamSpec | None = None, *, total: int | None = None, file: TextIO | None = None
     ) -> None:
         self._name = name
-        self._total = total if total is not None or spec is None else spec.length
+        self.total = total if total is not None or spec is None else spec.length
         self._file = sys.stderr if file is None else file
         self._rows: dict[str, _Row] = {}
         self._next_frame = 0.0
@@ -186,8 +186,8 @@ class LiveBar:
     def _line(self, row: _Row, room: int) -> Text:
         """One learner's line; what matters least is left out where the terminal is narrow."""
         wide = max(14, *(len(name) for name in self._rows)) if self._rows else 14
-        done = f"{row.step:,}/{self._total:,}" if self._total else f"{row.step:,} rows"
-        parts = [(f"{row.name:{min(wide, 28)}.28}", STRONG), (f"{done:>{2 * len(f'{self._total or 0:,}') + 1}}", "")]
+        done = f"{row.step:,}/{self.total:,}" if self.total else f"{row.step:,} rows"
+        parts = [(f"{row.name:{min(wide, 28)}.28}", STRONG), (f"{done:>{2 * len(f'{self.total or 0:,}') + 1}}", "")]
         parts.append((f"{show.rate(row.rate):>8}/s", QUIET))
         parts += self._scores(row)
         for kind, words in (("alarm", "alarm"), ("rollback", "rollback"), ("quarantine", "quarantined")):
@@ -202,8 +202,8 @@ class LiveBar:
                 break
             left -= len(words) + 2
             kept += [(words, style), ("  ", "")]
-        if self._total and left >= 8:
-            kept[2:2] = self._bar(row.step / self._total, min(24, left - 2))
+        if self.total and left >= 8:
+            kept[2:2] = self._bar(row.step / self.total, min(24, left - 2))
         return self._words(*kept)
 
     def _scores(self, row: _Row) -> list[tuple[str, str]]:
