@@ -116,7 +116,7 @@ class LiveBar:
 
     name: the learner, for records that come without one. spec: the stream's; total: rows to come (default: the spec's
     length). file: where to draw (default stderr); where that is no terminal nothing is drawn. The rate leaves out what
-    happened before the first record. ``curve`` holds what ``print_summary`` draws; ``total`` may be set when it is known.
+    happened before the first record. ``curve`` gives what ``print_summary`` draws; ``total`` may be set later.
 
     Use it around ``update``, or let it hand the records through: ``for record in LiveBar(name, spec).watch(records)``.
     """
