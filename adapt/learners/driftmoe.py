@@ -203,23 +203,13 @@ class DataMixture:
 
     def predict(self, batch: Batch) -> Prediction:
         """Scores of every row; the trace holds the logits z[B, E] and the experts' opinions p[B, E, C]."""
-        n, (experts, classes) = len(batch), (len(self.pool.usage), len(self.pool.labels))
-        z, p, out = np.empty((n, experts), np.float32), np.empty((n, experts, classes)), np.empty((n, classes))
-        answers = data.predict_rows(self.plan, self.pool, self.desk, batch.x, z, p, out)
-        return Prediction(answers, out, {"z": z, "p": p})
+        return self._pass(batch.x, np.empty(0, np.int64), 0, len(batch), train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         """Learn every row with what was known when it was predicted."""
         assert batch.y is not None
         self._know(int(batch.y.max()) + 1)
-        z, p = prediction.trace["z"], prediction.trace["p"]
-        missing = len(self.pool.labels) - p.shape[2]
-        if missing:
-            p = np.concatenate([p, np.zeros((*p.shape[:2], missing))], axis=2)
-        at = 0
-        while at < len(batch):
-            room = self._make_room()
-            at = data.learn_rows(self.plan, self.pool, self.desk, batch.x, batch.y, z, p, at, room)
+        self._pass(batch.x, batch.y, 0, len(batch), train=True, known=prediction)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
@@ -229,12 +219,26 @@ class DataMixture:
 
     def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
         """Test, then train, on rows [start, stop), whose classes are all known."""
-        answers, out = np.empty(len(y), np.int64), np.empty((len(y), len(self.pool.labels)))
-        at = start
+        done = self._pass(x[start:stop], y[start:stop], 0, stop - start, train=True)
+        return Prediction(done.output, done.scores)
+
+    def _pass(
+        self, x: Array, y: Array, at: int, stop: int, *, train: bool, known: Prediction | None = None
+    ) -> Prediction:
+        """Through the compiled rows; ``known`` is the prediction to learn with, where rows were predicted before."""
+        n, (experts, classes) = len(x), (len(self.pool.usage), len(self.pool.labels))
+        answers, out = np.empty(n, np.int64), np.empty((n, classes))
+        if known is None:
+            z, p = np.empty((n, experts), np.float32), np.empty((n, experts, classes))
+        else:
+            z, p = known.trace["z"], known.trace["p"]
+            if p.shape[2] < classes:
+                p = np.concatenate([p, np.zeros((n, experts, classes - p.shape[2]))], axis=2)
         while at < stop:
-            room = self._make_room()
-            at = data.run_rows(self.plan, self.pool, self.desk, x, y, answers, out, at, stop, room)
-        return Prediction(answers[start:stop], out[start:stop])
+            room = self._make_room() if train else 0
+            rows = (x, y, z, p, answers, out, at, stop)
+            at = data.pass_rows(self.plan, self.pool, self.desk, *rows, known is None, train, room)
+        return Prediction(answers, out, {"z": z, "p": p})
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""

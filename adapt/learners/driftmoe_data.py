@@ -290,36 +290,32 @@ def rank(z: Singles, first: int, last: int, i: int) -> int:
 
 
 @compiled
-def predict_rows(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Floats, out: Floats) -> Ints:
-    """``predict_row`` for every row of x[B, d]; z[B, E], p[B, E, C], out[B, C]."""
-    answers = np.empty(x.shape[0], np.int64)
-    for b in range(x.shape[0]):
-        answers[b] = predict_row(plan, pool, desk, x[b], z[b], p[b], out[b])
-    return answers
-
-
-@compiled
-def learn_rows(
-    plan: Plan, pool: Pool, desk: Desk, x: Floats, y: Ints, z: Singles, p: Floats, start: int, room: int
+def pass_rows(
+    plan: Plan,
+    pool: Pool,
+    desk: Desk,
+    x: Floats,
+    y: Ints,
+    z: Singles,
+    p: Floats,
+    answers: Ints,
+    out: Floats,
+    start: int,
+    stop: int,
+    test: bool,
+    train: bool,
+    room: int,
 ) -> int:
-    """``learn_row`` from row ``start`` on, as long as there is room for ``room`` leaves; returns where it stopped."""
-    for b in range(start, x.shape[0]):
-        if not has_room(pool.forest, room):
-            return b
-        learn_row(plan, pool, desk, x[b], y[b], z[b], p[b])
-    return x.shape[0]
+    """Test, train, or both, row after row, in [start, stop) of x[B, d]; z[B, E], p[B, E, C], out[B, C].
 
-
-@compiled
-def run_rows(
-    plan: Plan, pool: Pool, desk: Desk, x: Floats, y: Ints, answers: Ints, out: Floats, start: int, stop: int, room: int
-) -> int:
-    """Test, then train, row after row, in [start, stop); returns where it stopped for want of room."""
-    z = np.empty(pool.usage.shape[0], np.float32)
-    p = np.empty((pool.usage.shape[0], out.shape[1]))
+    Stops before a row to be trained on when there is no room for ``room`` leaves; returns where it stopped. (One
+    entry for all three uses: everything below it is compiled once.)
+    """
     for b in range(start, stop):
-        if not has_room(pool.forest, room):
+        if train and not has_room(pool.forest, room):
             return b
-        answers[b] = predict_row(plan, pool, desk, x[b], z, p, out[b])
-        learn_row(plan, pool, desk, x[b], y[b], z, p)
+        if test:
+            answers[b] = predict_row(plan, pool, desk, x[b], z[b], p[b], out[b])
+        if train:
+            learn_row(plan, pool, desk, x[b], y[b], z[b], p[b])
     return stop

@@ -129,25 +129,27 @@ def learn_row(plan: Plan, pool: Pool, x: Floats, y: int) -> None:
 
 
 @compiled
-def task_predict_rows(plan: Plan, pool: Pool, x: Floats, out: Floats) -> Ints:
-    """``predict_row`` for every row of x[B, d]."""
-    answers = np.empty(x.shape[0], np.int64)
-    for b in range(x.shape[0]):
-        answers[b] = predict_row(plan, pool, x[b], out[b])
-    return answers
-
-
-@compiled
-def task_run_rows(
-    plan: Plan, pool: Pool, x: Floats, y: Ints, answers: Ints, out: Floats, start: int, stop: int, test: bool, room: int
+def pass_rows(
+    plan: Plan,
+    pool: Pool,
+    x: Floats,
+    y: Ints,
+    answers: Ints,
+    out: Floats,
+    start: int,
+    stop: int,
+    test: bool,
+    train: bool,
+    room: int,
 ) -> int:
-    """Test (where asked for), then train, row after row, in [start, stop); returns where room for leaves ran out."""
+    """Test, train, or both, row after row, in [start, stop); returns where room for leaves ran out."""
     for b in range(start, stop):
-        if not has_room(pool.forest, room):
+        if train and not has_room(pool.forest, room):
             return b
         if test:
             answers[b] = predict_row(plan, pool, x[b], out[b])
-        learn_row(plan, pool, x[b], y[b])
+        if train:
+            learn_row(plan, pool, x[b], y[b])
     return stop
 
 
@@ -176,13 +178,12 @@ class TaskMixture:
         self._most_leaves = max(64, int(s.max_mib * 2**20 / leaf_bytes(self.pool.forest)))
 
     def predict(self, batch: Batch) -> Prediction:
-        out = np.empty((len(batch), len(self.pool.labels)))
-        return Prediction(task_predict_rows(self.plan, self.pool, batch.x, out), out)
+        return self._pass(batch.x, np.empty(0, np.int64), 0, len(batch), test=True, train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         assert batch.y is not None
         self._know(int(batch.y.max()) + 1)
-        self._pass(batch.x, batch.y, 0, len(batch), test=False)
+        self._pass(batch.x, batch.y, 0, len(batch), test=False, train=True)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
@@ -192,15 +193,14 @@ class TaskMixture:
 
     def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
         """Test, then train, on rows [start, stop), whose classes are all known."""
-        return self._pass(x, y, start, stop, test=True)
+        return self._pass(x[start:stop], y[start:stop], 0, stop - start, test=True, train=True)
 
-    def _pass(self, x: Array, y: Array, start: int, stop: int, *, test: bool) -> Prediction:
-        answers, out = np.empty(len(y), np.int64), np.empty((len(y), len(self.pool.labels)))
-        at = start
+    def _pass(self, x: Array, y: Array, at: int, stop: int, *, test: bool, train: bool) -> Prediction:
+        answers, out = np.empty(len(x), np.int64), np.empty((len(x), len(self.pool.labels)))
         while at < stop:
-            room = self._make_room()
-            at = task_run_rows(self.plan, self.pool, x, y, answers, out, at, stop, test, room)
-        return Prediction(answers[start:stop], out[start:stop])
+            room = self._make_room() if train else 0
+            at = pass_rows(self.plan, self.pool, x, y, answers, out, at, stop, test, train, room)
+        return Prediction(answers, out)
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""

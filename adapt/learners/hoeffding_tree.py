@@ -54,50 +54,7 @@ def category_counts(spec: StreamSpec) -> list[int]:
 
 
 @compiled
-def predict_rows(forest: Forest, rules: Rules, x: Floats, out: Floats) -> Ints:
-    """Class probabilities of rows x[B, d] into out[B, C]; returns the answers. A tree without data says class 0."""
-    answers = np.zeros(x.shape[0], np.int64)
-    for b in range(x.shape[0]):
-        if predict_tree(forest, rules, 0, x[b], out[b]):
-            answers[b] = top(out[b])
-        else:
-            out[b] = 1.0 / out.shape[1]
-    return answers
-
-
-@compiled
-def learn_rows(
-    forest: Forest,
-    guards: Guards,
-    rules: Rules,
-    guard: Floats,
-    x: Floats,
-    y: Ints,
-    answers: Ints,
-    start: int,
-    room: int,
-) -> int:
-    """Learn from row ``start`` on, as long as there is room for ``room`` leaves; returns where it stopped."""
-    scratch = np.empty(forest.counts.shape[1])
-    for b in range(start, x.shape[0]):
-        if not has_room(forest, room):
-            return b
-        learn_row(forest, guards, rules, guard, x[b], y[b], answers[b], scratch)
-    return x.shape[0]
-
-
-@compiled
-def learn_row(
-    forest: Forest, guards: Guards, rules: Rules, guard: Floats, x: Floats, y: int, answer: int, scratch: Floats
-) -> None:
-    """guard: float64[2], ADWIN's deltas for warning and drift, or empty where the tree is not guarded."""
-    if guard.shape[0] > 0:
-        watch(forest, guards, 0, 0.0 if answer == y else 1.0, guard[0], guard[1])
-    learn_guarded(forest, rules, guards, 0, x, y, 1.0, scratch)
-
-
-@compiled
-def run_rows(
+def pass_rows(
     forest: Forest,
     guards: Guards,
     rules: Rules,
@@ -108,19 +65,28 @@ def run_rows(
     out: Floats,
     start: int,
     stop: int,
+    test: bool,
+    train: bool,
     room: int,
 ) -> int:
-    """Test, then train, row after row, in [start, stop); returns where it stopped for want of room."""
+    """Test, train, or both, row after row, in [start, stop) of x[B, d]; out[B, C]. A tree without data says class 0.
+
+    guard: float64[2], ADWIN's deltas for warning and drift, or empty where the tree is not guarded. Stops before a
+    row to be trained on when there is no room for ``room`` leaves; returns where it stopped.
+    """
     scratch = np.empty(forest.counts.shape[1])
     for b in range(start, stop):
-        if not has_room(forest, room):
+        if train and not has_room(forest, room):
             return b
-        if predict_tree(forest, rules, 0, x[b], out[b]):
-            answers[b] = top(out[b])
-        else:
-            out[b] = 1.0 / out.shape[1]
-            answers[b] = 0
-        learn_row(forest, guards, rules, guard, x[b], y[b], answers[b], scratch)
+        if test:
+            known = predict_tree(forest, rules, 0, x[b], out[b])
+            answers[b] = top(out[b]) if known else 0
+            if not known:
+                out[b] = 1.0 / out.shape[1]
+        if train and guard.shape[0] > 0:
+            watch(forest, guards, 0, 0.0 if answers[b] == y[b] else 1.0, guard[0], guard[1])
+        if train:
+            learn_guarded(forest, rules, guards, 0, x[b], y[b], 1.0, scratch)
     return stop
 
 
@@ -165,17 +131,12 @@ class HoeffdingTree(Learner):
         self._most_leaves = max(2 * self._room, int(p.max_mib * 2**20 / leaf_bytes(self._forest)))
 
     def predict(self, batch: Batch) -> Prediction:
-        out = np.empty((len(batch), self._forest.counts.shape[1]))
-        return Prediction(predict_rows(self._forest, self._rules, batch.x, out), out)
+        return self._pass(batch.x, np.empty(0, np.int64), None, train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         assert batch.y is not None
         self._know(int(batch.y.max()) + 1)
-        at = 0
-        while at < len(batch):
-            room = self._make_room()
-            args = (self._forest, self._guards, self._rules, self._guard, batch.x, batch.y, prediction.output, at, room)
-            at = learn_rows(*args)
+        self._pass(batch.x, batch.y, prediction.output, train=True)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
@@ -185,13 +146,19 @@ class HoeffdingTree(Learner):
 
     def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
         """Test, then train, on rows [start, stop), whose classes are all known."""
-        answers, out = np.empty(len(y), np.int64), np.empty((len(y), self._forest.counts.shape[1]))
-        at = start
-        while at < stop:
-            room = self._make_room()
+        return self._pass(x[start:stop], y[start:stop], None, train=True)
+
+    def _pass(self, x: Array, y: Array, known: Array | None, *, train: bool) -> Prediction:
+        """Through the compiled rows; ``known`` holds the answers to learn with, where rows were predicted before."""
+        n = len(x)
+        answers = np.empty(n, np.int64) if known is None else known
+        out = np.empty((n, self._forest.counts.shape[1]))
+        at = 0
+        while at < n:
+            room = self._make_room() if train else 0
             model = (self._forest, self._guards, self._rules, self._guard)
-            at = run_rows(*model, x, y, answers, out, at, stop, room)
-        return Prediction(answers[start:stop], out[start:stop])
+            at = pass_rows(*model, x, y, answers, out, at, n, known is None, train, room)
+        return Prediction(answers, out)
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
