@@ -7,7 +7,9 @@ remembered for ``capacity`` rows after its row came.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,16 @@ class Waiting:
     baseline: Array
 
     def row(self, i: int) -> Waiting:
-        """One row (as a batch of one)."""
-        if len(self.batch) == 1:
-            return self
-        at = slice(i, i + 1)
-        return Waiting(self.batch.rows(at), self.prediction.rows(at), self.baseline[at])
+        """A copy of one row (as a batch of one): whoever keeps it keeps no other row alive."""
+        at, batch, answer = slice(i, i + 1), self.batch, self.prediction
+        x = {k: v[at].copy() for k, v in batch.x.items()} if isinstance(batch.x, Mapping) else batch.x[at].copy()
+        scores = None if answer.scores is None else answer.scores[at].copy()
+        trace = {k: v[at].copy() for k, v in answer.trace.items()}
+        return Waiting(
+            Batch(batch.ids[at].copy(), x, batch.time),
+            Prediction(answer.output[at].copy(), scores, trace),
+            self.baseline[at].copy(),
+        )
 
 
 class Pending:
@@ -47,7 +54,7 @@ class Pending:
         self.capacity = capacity
         self.highest = -(2**62)
         self.dropped = 0
-        self._rows: dict[int, tuple[Waiting, int]] = {}
+        self._rows: dict[int, Waiting] = {}
         self._ring_ids = np.full(capacity, np.iinfo(np.int64).min)
         self._ring_labels = np.full(capacity, UNANSWERED)
         self._met = 0
@@ -82,9 +89,9 @@ class Pending:
         """Keep rows until their labels come; returns how many older ones had to be dropped."""
         ids = rows.batch.ids.tolist()
         for i, row in enumerate(ids):
-            self._rows[row] = (rows, i)
+            self._rows[row] = rows.row(i)
         excess = max(0, len(self._rows) - self.capacity)
-        for row in list(self._rows)[:excess]:
+        for row in list(islice(self._rows, excess)):
             del self._rows[row]
             self._answer(row, DROPPED)
         self.dropped += excess
@@ -93,9 +100,8 @@ class Pending:
     def take(self, row: int, label: float) -> Waiting | str:
         """The waiting row with this id, which leaves the memory; or why there is none."""
         if row in self._rows:
-            rows, i = self._rows.pop(row)
             self._answer(row, label)
-            return rows.row(i)
+            return self._rows.pop(row)
         at = self._find(row)
         if at < 0:
             return "label for an unknown id"
@@ -121,7 +127,7 @@ class Pending:
 
     def state(self) -> State:
         """Waiting rows gathered into arrays, in order of arrival, and the ring."""
-        rows = [waiting.row(i) for waiting, i in self._rows.values()]
+        rows = list(self._rows.values())
         waiting: Any = None
         if rows:
             batch, prediction = concatenate([r.batch for r in rows]), stack([r.prediction for r in rows])
@@ -163,4 +169,4 @@ class Pending:
             batch = Batch(kept["ids"][at], x, float(kept["times"][i]))
             scores = None if kept["scores"] is None else kept["scores"][at]
             prediction = Prediction(kept["output"][at], scores, {k: v[at] for k, v in kept["trace"].items()})
-            self._rows[row] = (Waiting(batch, prediction, kept["baseline"][at]), 0)
+            self._rows[row] = Waiting(batch, prediction, kept["baseline"][at]).row(0)
