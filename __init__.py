@@ -27,7 +27,7 @@ _HOMES = {
 _HOME = {
     name.partition("=")[0]: (home, name.split("=")[-1]) for home, names in _HOMES.items() for name in names.split()
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - built from the table above
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", _run, "run one learner over one stream")
-    run.add_argument("stream", nargs="*", metavar="STREAM | CONFIG.toml", help="what to run on, or a whole configuration")
+    run.add_argument(
+        "stream", nargs="*", metavar="STREAM | CONFIG.toml", help="what to run on, or a whole configuration"
+    )
     run.add_argument("--learner", metavar="NAME", help="see driftway learners")
     _add_run_options(run)
     compare = command("compare", _compare, "run several learners over one stream: one table, one report")
@@ -101,7 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """Flags of run and compare. What is not given stays out of the namespace, so that a file's value holds."""
     unset = argparse.SUPPRESS
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of learner or stream")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of learner or stream"
+    )
     parser.add_argument("--label", default=unset, metavar="COLUMN", help="the target's column in a file")
     parser.add_argument("--batch", default=unset, metavar="N", help="rows predicted, then learnt together (default 1)")
     parser.add_argument("--delay", default=unset, metavar="N", help="rows that pass before a label comes (default 0)")

@@ -59,8 +59,8 @@ def run_all(
 ) -> Outcome:
     """Run them one after the other; with ``out``, each in a folder of its own, and all summaries in one file.
 
-    watch: steps through a run (``for record in run.steps()``) and shows what it likes. Resuming takes over the runs that
-    are finished and goes on with the one that is not.
+    watch: steps through a run (``for record in run.steps()``) and shows what it likes. Resuming takes over the runs
+    that are finished and goes on with the one that is not.
     """
     if out is not None:
         if (out / SUMMARIES).exists() and not resume:

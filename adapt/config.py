@@ -37,7 +37,9 @@ class RunConfig:
     delay: int = option(0, "rows that pass before a label comes")
     limit: int | None = option(None, "end after this many rows")
     seed: int = option(0, "seed of the learner, and of a stream that draws its rows")
-    evaluate_every: int = option(0, "stored for continual evaluation, which is not in this version (prequential evaluation is always on)")
+    evaluate_every: int = option(
+        0, "stored for continual evaluation, which is not in this version (prequential evaluation is always on)"
+    )
     device: str = option("cpu", "cpu or cuda")
     every: int = option(100, "rows between two records")
     window: int = option(1000, "rows of the sliding window")
@@ -126,8 +128,8 @@ def stream_params(name: str) -> type | None:
 def make_stream(config: RunConfig) -> Stream:
     """The stream of a run, cut to its limit, labels delayed, rows gathered into batches.
 
-    Where every row is an event of its own the blocks of the source are kept, since the loop goes through them row by row
-    with the same result; a delay needs single rows, for it is counted in rows.
+    Where every row is an event of its own the blocks of the source are kept, since the loop goes through them row by
+    row with the same result; a delay needs single rows, for it is counted in rows.
     """
     stream = open_stream(config.stream, seed=config.seed, label=config.label, **config.stream_params)
     if config.limit is not None:
@@ -146,8 +148,18 @@ def complete(given: Mapping[str, Any], params: type | None, of: str) -> dict[str
     for key in given:
         if key not in names:
             raise InputError(f"{of} has no parameter {key!r}; it has {', '.join(names) or 'none'}")
-    defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(params)}  # type: ignore[misc]
-    return {n: convert(given[n], types[n], f"{of}: {n}") if n in given else defaults[n] for n in names}
+    values = {}
+    for known in fields(params):
+        name = known.name
+        if name in given:
+            values[name] = convert(given[name], types[name], f"{of}: {name}")
+        elif known.default is not MISSING:
+            values[name] = known.default
+        elif known.default_factory is not MISSING:
+            values[name] = known.default_factory()
+        else:
+            raise InputError(f"{of}: {name} has no default; say --set {name}=VALUE")
+    return values
 
 
 def assign(settings: Iterable[str], stream: type | None, learner: type) -> tuple[dict[str, str], dict[str, str]]:
@@ -156,7 +168,10 @@ def assign(settings: Iterable[str], stream: type | None, learner: type) -> tuple
     A key that both have needs its owner named: ``stream.key=value`` or ``learner.key=value``. A stream whose
     parameters are not known beforehand (None) gets what the learner does not have.
     """
-    known = {"stream": [] if stream is None else [f.name for f in fields(stream)], "learner": [f.name for f in fields(learner)]}
+    known = {
+        "stream": [] if stream is None else [f.name for f in fields(stream)],
+        "learner": [f.name for f in fields(learner)],
+    }
     given: dict[str, dict[str, str]] = {"stream": {}, "learner": {}}
     for setting in settings:
         key, equals, value = setting.partition("=")

@@ -1,7 +1,7 @@
 """The folder of one run: records, quarantine, timings, configuration and summary, whole after any kill.
 
 ``records.csv`` and ``quarantine.jsonl`` hold nothing that depends on the clock. A checkpoint says how many lines of
-each belong to it, so a resumed run cuts the files there and goes on; ``timings.csv`` takes everything that a clock said.
+each belong to it, so a resumed run cuts the files there and goes on; ``timings.csv`` takes all that a clock said.
 """
 
 from __future__ import annotations
@@ -156,13 +156,13 @@ def _csv_line(cells: Iterable[Any]) -> str:
 
 
 def _open(path: Path, header: str, lines: int | None) -> BinaryIO:
-    """The file, ready to append to: new with its header, or cut after so many whole lines (-1: after the last whole one)."""
+    """The file, ready to append to: new with its header, or cut after so many whole lines (-1: after the last one)."""
     if lines is None or not path.exists():
         if lines is not None and lines > 1:
             raise InputError(f"{path} is gone: the run cannot be resumed")
-        file = path.open("wb")
-        file.write(header.encode())
-        return file
+        new = path.open("wb")
+        new.write(header.encode())
+        return new
     file = path.open("r+b")
     end = found = 0
     while found != lines and (line := file.readline()).endswith(b"\n"):

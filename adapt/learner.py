@@ -110,7 +110,7 @@ class Learner(ABC):
     def boundary(self, event: Boundary) -> None:  # noqa: B027 - doing nothing is the default
         """A known change; the loop tells only learners with "boundaries" in ``needs``."""
 
-    def forget(self, ids: Array) -> Receipt:
+    def forget(self, ids: Array) -> Receipt:  # noqa: ARG002 - for those who can
         """Unlearn rows exactly, or raise ``CannotForget`` with the reason."""
         raise CannotForget(f"{type(self).__name__} keeps no statistics that a row could be taken out of")
 

@@ -1,4 +1,4 @@
-"""What ``driftway streams``, ``learners``, ``metrics``, ``data`` and ``bench`` print: plain aligned text, good for eye and grep."""
+"""What ``driftway streams``, ``learners``, ``metrics``, ``data`` and ``bench`` print: aligned text for eye and grep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from ..streams import Dataset, InputError
-
 
 
 def columns(rows: Iterable[Sequence[str]], *, header: Sequence[str] = ()) -> str:
@@ -72,14 +71,18 @@ def _streams(name: str | None) -> None:
 
     if name is None:
         rows = [(n, e.summary) for n, e in STREAMS.items()]
-        print(columns([*rows, ("river:NAME", "any data set of river"), ("PATH", "csv, tsv, jsonl (.gz too), parquet, npz")]))
+        print(
+            columns(
+                [*rows, ("river:NAME", "any data set of river"), ("PATH", "csv, tsv, jsonl (.gz too), parquet, npz")]
+            )
+        )
         return
     about = describe(name)
     print(f"{name}: {about['summary']}\n")
     if about["text"]:
         print(textwrap.indent(about["text"], "  ") + "\n")
-    rows = [(f"  {p['name']}", p["type"], str(p["default"]), p["doc"]) for p in about["parameters"]]
-    print(columns(rows, header=("  parameter", "type", "default", "meaning")) if rows else "  no parameters")
+    given = [(f"  {p['name']}", p["type"], str(p["default"]), p["doc"]) for p in about["parameters"]]
+    print(columns(given, header=("  parameter", "type", "default", "meaning")) if given else "  no parameters")
     if about["citation"]:
         print(f"\n  source    {about['citation']}")
     if about["dataset"]:
@@ -121,7 +124,10 @@ def known(name: str, table: Iterable[str], what: str) -> str:
     if name in names:
         return name
     near = get_close_matches(name, names, n=3)
-    raise InputError(f"unknown {what} {name!r}: " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"))
+    raise InputError(
+        f"unknown {what} {name!r}: "
+        + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}")
+    )
 
 
 def show_data(name: str | None, *, fetch: bool) -> bool:
@@ -130,7 +136,8 @@ def show_data(name: str | None, *, fetch: bool) -> bool:
 
     chosen = list(DATASETS.values()) if name is None else [DATASETS[known(name, DATASETS, "data set")]]
     if fetch:
-        return all([_fetch(dataset) for dataset in chosen if locate(dataset) is None])
+        failed = [dataset for dataset in chosen if locate(dataset) is None and not _fetch(dataset)]
+        return not failed
     if name is None:
         print(columns(((d.name, d.file, "found" if locate(d) else "missing", d.licence) for d in chosen),
                       header=("data set", "file", "here", "licence")))  # fmt: skip
@@ -175,9 +182,12 @@ def _fetch(dataset: Dataset) -> bool:
 
 def show_bench(rows: list[dict[str, Any]]) -> None:
     """The rows of a benchmark as a table."""
+
+    def shown(value: float) -> str:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
+
     cells = [
-        (r["bench"], r["case"], f"{r['ours']:,.4g}" if r["ours"] < 100 else f"{r['ours']:,.0f}",
-         f"{r['peer']:,.4g}" if r["peer"] < 100 else f"{r['peer']:,.0f}", r["unit"], f"{r['ratio']:.2f}x", r["peer_name"])
+        (r["bench"], r["case"], shown(r["ours"]), shown(r["peer"]), r["unit"], f"{r['ratio']:.2f}x", r["peer_name"])
         for r in rows
-    ]  # fmt: skip
+    ]
     print(columns(cells, header=("bench", "case", "ours", "peer", "unit", "ratio", "peer is")))

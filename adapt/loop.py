@@ -303,6 +303,7 @@ class Loop:
 
     def _test_then_train(self, batch: Batch) -> None:
         """Labelled rows, one after the other, in one call of the learner."""
+        assert batch.y is not None
         t0 = perf_counter()
         prediction = self.learner.test_then_train(batch)
         t1 = perf_counter()

@@ -1,4 +1,4 @@
-"""One run from configuration to summary: the stream is opened, the learner built, the loop driven, the folder written."""
+"""One run from configuration to summary: stream opened, learner built, loop driven, folder written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ from ..evaluation.prequential import Prequential
 from ..streams import Batch, Event, InputError, Labels, StreamSpec
 from .checkpoint import Checkpointer
 from .config import RunConfig, difference, make_stream, resolve, to_toml
-from .folder import CHECKPOINT, CONFIG, SUMMARY, RecordWriter, holds_run, make_folder, plain, read_summary, to_json, write_whole
+from .folder import (
+    CHECKPOINT,
+    CONFIG,
+    SUMMARY,
+    RecordWriter,
+    holds_run,
+    make_folder,
+    plain,
+    read_summary,
+    to_json,
+    write_whole,
+)
 from .guard import Guard
 from .learner import CannotCheckpoint, Learner
 from .learners import learner_class, make_learner
@@ -33,15 +44,14 @@ class Run:
     """A run that can be stepped through, stopped, killed and resumed.
 
     out: the folder it is written to; None writes nothing. resume: go on from the newest whole checkpoint in ``out``
-    (or start, where there is none). command: what a person typed, noted in the folder. Raises ``InputError`` for a configuration that cannot work.
+    (or start, where there is none). command: what a person typed, noted in the folder. Raises ``InputError`` for a
+    configuration that cannot work.
 
     ``steps()`` yields the loop's records once they are written. ``summary()`` may be asked for at any time.
     ``notes`` are lines for a person: what this run cannot do, and checkpoints that were refused.
     """
 
-    def __init__(
-        self, config: RunConfig, out: Path | None = None, *, resume: bool = False, command: str = ""
-    ) -> None:
+    def __init__(self, config: RunConfig, out: Path | None = None, *, resume: bool = False, command: str = "") -> None:
         self.config = config
         self.out = out
         self.notes: list[str] = []
@@ -187,11 +197,13 @@ def _build(config: RunConfig, spec: StreamSpec) -> Learner:
     """The learner, once it is sure that it can work on this stream and device."""
     kind = learner_class(config.learner)
     if config.device not in kind.devices:
-        raise InputError(f"{config.learner} runs on the {' or '.join(sorted(kind.devices))} only, not on {config.device}")
+        raise InputError(
+            f"{config.learner} runs on the {' or '.join(sorted(kind.devices))} only, not on {config.device}"
+        )
     return make_learner(config.learner, spec, seed=config.seed, **config.learner_params)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _MadeUp:
     """A few events as a stream."""
 

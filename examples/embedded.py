@@ -2,16 +2,17 @@
 
 import tempfile
 
-import numpy as np
-
 import driftway as dw
+import numpy as np
 
 spec = dw.StreamSpec("payments", (dw.Column("amount"), dw.Column("hour")), classes=("fine", "fraud"))
 folder = tempfile.mkdtemp()
 
 
 def make_loop() -> dw.Loop:
-    return dw.Loop(dw.learner("hoeffding-tree", spec), evaluators=[dw.Prequential(spec)], checkpoint=dw.Checkpointer(folder))
+    return dw.Loop(
+        dw.learner("hoeffding-tree", spec), evaluators=[dw.Prequential(spec)], checkpoint=dw.Checkpointer(folder)
+    )
 
 
 def truth_of(row: int, x: np.ndarray) -> int:

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 import driftway as dw
+import numpy as np
 
 
 class NearestMean(dw.Learner):
@@ -25,7 +24,7 @@ class NearestMean(dw.Learner):
         scores = 1 / (distance + 1e-9)
         return dw.Prediction(distance.argmin(axis=1), scores / scores.sum(axis=1, keepdims=True))
 
-    def learn(self, batch: dw.Batch, prediction: dw.Prediction) -> None:
+    def learn(self, batch: dw.Batch, prediction: dw.Prediction) -> None:  # noqa: ARG002
         for x, y in zip(batch.x, batch.y):
             self.means[y] += self.params.rate * (x - self.means[y])
 

@@ -14,7 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run(script: Path, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)], cwd=folder, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-W", "error", str(script)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

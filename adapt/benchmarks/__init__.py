@@ -8,7 +8,10 @@ from typing import Any
 from ...streams import InputError
 
 BENCHMARKS = {
-    "loop": ("loop:measure", "events a second of a loop whose learner does nothing, beside river's own evaluation loop"),
+    "loop": (
+        "loop:measure",
+        "events a second of a loop whose learner does nothing, beside river's own evaluation loop",
+    ),
 }
 """name -> (``module:function`` in this folder, what it measures)."""
 
@@ -27,7 +30,9 @@ def measure(name: str | None = None) -> list[Row]:
     return rows
 
 
-def row(bench: str, case: str, unit: str, ours: float, peer: float, peer_name: str, *, more_is_better: bool = True) -> Row:
+def row(
+    bench: str, case: str, unit: str, ours: float, peer: float, peer_name: str, *, more_is_better: bool = True
+) -> Row:
     """One line of a benchmark that has no physical floor."""
     ratio = ours / peer if more_is_better else peer / ours
     return {

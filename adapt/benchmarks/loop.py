@@ -1,9 +1,9 @@
 """What the loop itself costs: a learner that does nothing, one event per row.
 
-The peer is river's ``evaluate.progressive_val_score`` with a classifier that does nothing, over the same rows as the dicts that
-river wants (made beforehand, so that neither side pays for reading). With and without a metric on both sides; our metric is
-all of ``Prequential`` (accuracies cumulative, windowed and faded, kappas, log loss, two baselines, two drift detectors),
-river's is ``Accuracy``.
+The peer is river's ``evaluate.progressive_val_score`` with a classifier that does nothing, over the same rows as the
+dicts that river wants (made beforehand, so that neither side pays for reading). With and without a metric on both
+sides; ours is all of ``Prequential`` (accuracies cumulative, windowed and faded, kappas, log loss, two baselines, two
+drift detectors), river's is ``Accuracy``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Idle(Learner):
         """There is nothing to load."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Given:
     """Events made beforehand, as a stream."""
 
@@ -82,14 +82,15 @@ def ours(spec: StreamSpec, events: list[Event], rows: int, *, evaluate: bool, ro
     return rows / (perf_counter() - started)
 
 
-def rivers(rows: list[tuple[dict[str, float], int]], *, evaluate: bool) -> float:
+def rivers(rows: list[tuple[dict[Any, Any], Any]], *, evaluate: bool) -> float:
     """Rows a second of river's loop, with and without its metric."""
-    from river import base, evaluate as river_evaluate, metrics
+    from river import base, metrics
+    from river import evaluate as river_evaluate
 
     class Nothing(base.Classifier):
         def learn_one(self, x: Any, y: Any) -> None: ...
 
-        def predict_one(self, x: Any, **_: Any) -> int:
+        def predict_one(self, x: Any, **_: Any) -> int:  # noqa: ARG002 - river's signature
             return 0
 
     model = Nothing()
@@ -119,7 +120,10 @@ def measure() -> list[Row]:
     found: dict[str, tuple[list[float], list[float]]] = {case: ([], []) for case in cases}
     for turn in range(REPEATS + 1):
         for case, (events, evaluate, row_by_row) in cases.items():
-            speeds = ours(spec, events, ROWS, evaluate=evaluate, row_by_row=row_by_row), rivers(dicts, evaluate=evaluate)
+            speeds = (
+                ours(spec, events, ROWS, evaluate=evaluate, row_by_row=row_by_row),
+                rivers(dicts, evaluate=evaluate),
+            )
             if turn:
                 for kept, speed in zip(found[case], speeds):
                     kept.append(speed)

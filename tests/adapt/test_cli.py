@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from driftway.adapt.cli import main
 
 
@@ -66,7 +65,18 @@ def test_a_run_folder_can_be_repeated_reported_and_resumed(
 
 def test_compare_is_one_table_and_one_report(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "both"
-    line = ["compare", table, "--learners", "logistic,majority", "--seeds", "0,1", "--set", "rate=0.1", "--out", str(out)]
+    line = [
+        "compare",
+        table,
+        "--learners",
+        "logistic,majority",
+        "--seeds",
+        "0,1",
+        "--set",
+        "rate=0.1",
+        "--out",
+        str(out),
+    ]
     assert main(line) == 0
     shown = capsys.readouterr().out
     assert "logistic" in shown
@@ -80,7 +90,12 @@ def test_compare_is_one_table_and_one_report(table: str, tmp_path: Path, capsys:
     assert main(line) == 2
     capsys.readouterr()
     assert main([*line, "--resume", "--json"]) == 0
-    assert [s["learner"] for s in json.loads(capsys.readouterr().out)] == ["logistic", "logistic", "majority", "majority"]
+    assert [s["learner"] for s in json.loads(capsys.readouterr().out)] == [
+        "logistic",
+        "logistic",
+        "majority",
+        "majority",
+    ]
 
 
 def _bad_inputs(folder: Path) -> dict[str, list[str]]:
@@ -178,7 +193,18 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_leaves_with_130(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    line = [sys.executable, "-m", "driftway", "run", "sea-drift", "--learner", "logistic", "--set", "n=3000000", "--out"]
+    line = [
+        sys.executable,
+        "-m",
+        "driftway",
+        "run",
+        "sea-drift",
+        "--learner",
+        "logistic",
+        "--set",
+        "n=3000000",
+        "--out",
+    ]
     process = subprocess.Popen([*line, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and not (out / "records.csv").exists():
@@ -196,5 +222,7 @@ def test_an_interrupt_saves_and_leaves_with_130(number: signal.Signals, tmp_path
 
 def test_a_closed_pipe_is_no_traceback() -> None:
     line = f"{sys.executable} -m driftway streams | true"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ)
+    )
     assert done.stderr == ""

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from driftway.adapt.config import RunConfig, assign, complete, convert, difference, read_toml, resolve, to_toml
 from driftway.streams import InputError
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,9 @@ class Source:
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
-values = st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.booleans(), texts, st.lists(texts, max_size=3))
+values = st.one_of(
+    st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.booleans(), texts, st.lists(texts, max_size=3)
+)
 tables = st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True), values, max_size=5)
 
 
@@ -93,7 +94,7 @@ def test_parameters_are_completed_and_converted() -> None:
     }
     with pytest.raises(InputError, match="learner tree has no parameter 'grase'"):
         complete({"grase": 1}, Tree, "learner tree")
-    with pytest.raises(InputError, match="learner tree: grace: .*'many'"):
+    with pytest.raises(InputError, match=r"learner tree: grace: .*'many'"):
         complete({"grace": "many"}, Tree, "learner tree")
 
 

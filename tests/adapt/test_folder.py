@@ -6,10 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import driftway as dw
 import numpy as np
 import pytest
-
-import driftway as dw
 from driftway.adapt.folder import RecordWriter, plain, to_json, write_whole
 from driftway.adapt.loop import Loop, Record
 from driftway.streams import InputError

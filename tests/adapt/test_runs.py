@@ -6,17 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import driftway as dw
 import numpy as np
 import pytest
-
-import driftway as dw
 from driftway.adapt.config import RunConfig, resolve
 from driftway.adapt.runs import CLOCKS, Run, finished
 from driftway.streams import InputError
 
-FIXED_KEYS = """driftway stream learner seed status examples labelled accuracy accuracy_window kappa kappa_m kappa_t logloss
-continual baseline examples_per_second seconds latency_ms peak_rss_mb state_mb quarantined dropped_labels rollbacks
-drift_alarms state_sha256""".split()
+FIXED_KEYS = {
+    *("driftway", "stream", "learner", "seed", "status", "examples", "labelled", "accuracy", "accuracy_window"),
+    *("kappa", "kappa_m", "kappa_t", "logloss", "continual", "baseline", "examples_per_second", "seconds"),
+    *("latency_ms", "peak_rss_mb", "state_mb", "quarantined", "dropped_labels", "rollbacks", "drift_alarms"),
+    "state_sha256",
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_a_run_folder_is_whole(table: Path, tmp_path: Path) -> None:
     summary = run_whole(configured(table), out)
     written = json.loads((out / "summary.json").read_text())
     assert without_clocks(written) == without_clocks(summary)
-    assert set(FIXED_KEYS) <= set(written)
+    assert set(written) >= FIXED_KEYS
     assert (written["status"], written["examples"], written["quarantined"]) == ("done", 2994, 6)
     assert written["continual"] is None
     assert set(written["baseline"]) == {"majority", "no_change"}
