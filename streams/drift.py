@@ -247,7 +247,7 @@ def _joined_spec(parts: Sequence[Stream], switches: list[Switch]) -> StreamSpec:
 
 
 def incremental(*streams: Stream, start: int = 0, span: int | None = None, seed: int = 0) -> Stream:
-    """One concept slides into the next: row t is ``(1 - w) a_t + w b_t`` with w rising from 0 to 1 over ``span`` rows.
+    """One concept slides into the next: row t is ``a_t + w (b_t - a_t)`` with w rising from 0 to 1 over ``span`` rows.
 
     The t-th rows of all streams are paired. Numeric columns are interpolated; nominal columns and the label are those
     of b with probability w. More than two streams are passed through at even distances. start: the row at which the
@@ -310,7 +310,7 @@ class _Incremental:
         here = np.arange(rows)
         a, b, w = x[low, here], x[low + 1, here], weight[:, None]
         chosen = np.where(late[:, None], b, a)
-        mixed = np.where(w == 0.0, a, np.where(w == 1.0, b, (1.0 - w) * a + w * b))
+        mixed = np.where(w == 0.0, a, np.where(w == 1.0, b, a + w * (b - a)))
         labels = [p.y for p in parts if p.y is not None]
         y = np.stack(labels)[low + late, here] if len(labels) == len(parts) else None
         return Batch(t, np.where(self._nominal, chosen, mixed), float(t[0]), y)

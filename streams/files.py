@@ -19,7 +19,7 @@ SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parqu
 
 @dataclass(frozen=True)
 class FileParams:
-    """header: is the first line a header (auto: yes if its cells are all different and none of them is a number).
+    """header: is the first line a header (auto: yes if none of its cells is a number).
     delimiter: field separator of delimited text (auto: the first of , ; tab | that is in line 1). target: kind of
     label (auto: numeric labels with over 100 distinct values in the prefix, or over 10 if any is fractional, are
     regression). prefix: rows that settle the columns' types, their categories and the classes. nominal: columns

@@ -18,10 +18,13 @@ from .table import Raw, Rules, TableBlocks, settle
 def read_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, Array]:
     """The arrays of an archive. Object arrays are refused (they would run code). Raises InputError in one line."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
                 raise InputError(f"{path}: one bare array, not an npz archive")
-            return {k: archive[k] for k in (archive.files if keys is None else keys) if k in archive.files}
+            with zipfile.ZipFile(file):  # what is no zip file is found out here, not taken for a pickle
+                file.seek(0)
+                archive = np.load(file, allow_pickle=False)
+                return {k: archive[k] for k in (archive.files if keys is None else keys) if k in archive.files}
     except ValueError as error:
         if "allow_pickle" in str(error) or "Object arrays" in str(error):
             raise InputError(f"{path}: object arrays are refused; save plain numbers or text") from None

@@ -125,7 +125,7 @@ class Delimited:
         names = [(c.strip() if has_header else "") or f"c{j}" for j, c in enumerate(cells)]
         if len(set(names)) < len(names):
             twice = next(n for n in names if names.count(n) > 1)
-            raise InputError(f"{path}: the header names column {twice!r} twice")
+            raise InputError(f"{path}: the header names column {twice!r} twice (header=no if line 1 is a row)")
         self.names = tuple(names)
         self.start: Position = {"byte": self._lines.header if has_header else self._lines.bom, "row": 0}
         if not self._lines.block(self.start)[0]:
@@ -174,9 +174,8 @@ def _guess_delimiter(line: str, path: Path) -> str:
 
 
 def _looks_like_header(cells: Sequence[str]) -> bool:
-    """Names that are all different, none of them a number, and none (but perhaps the first) a missing value."""
-    names = [c.strip() for c in cells]
-    return len(set(names)) == len(names) and not any(_is_number(c) for c in names[not names[0] :])
+    """None of the cells is a number, and none (but perhaps the first) a missing value."""
+    return not any(_is_number(c) for c in cells[not cells[0].strip() :])
 
 
 def _is_number(cell: str) -> bool:
