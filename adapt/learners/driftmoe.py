@@ -40,9 +40,9 @@ class Params:
     """The published settings, whatever else is said here."""
     lean: bool = False
     """For speed: no generalists, ten specialists of which three learn each row."""
-    generalists: int = 5
+    generalists: int = 4
     """Trees that learn every row on sqrt(d) random features per leaf."""
-    specialists: int = 5
+    specialists: int = 6
     """Trees that learn only rows routed to them, on 60 % of the features per leaf (at most 25)."""
     top_k: int = 2
     """How many specialists learn a row."""
