@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from .cells import category, is_missing, numeral
 from .events import NO_LABEL, Array
 from .sources import BLOCK, BlockStream, Position, from_arrays
-from .spec import InputError
-from .table import Raw, Rules, TableBlocks, settle
+from .spec import Column, InputError, StreamSpec
+from .table import Raw, Rules, TableBlocks, classes_of, is_regression, settle
 
 
 def read_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, Array]:
@@ -34,7 +36,7 @@ def read_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, Ar
 
 
 class ArrayCells:
-    """A table reader over arrays in memory: text columns, or labels whose names must be found."""
+    """A table reader over arrays in memory, for text columns."""
 
     start: ClassVar[Position] = {"row": 0}
 
@@ -71,12 +73,36 @@ def open_npz(path: Path, label: str | int | None, rules: Rules) -> BlockStream:
     )
     if len(names) != width:
         raise InputError(f"{path}: {len(names)} feature_names for {width} columns")
-    flat = x.reshape(len(x), width)
-    if "class_names" in arrays and y.dtype.kind in "biu":
+    plain = x.dtype.kind != "U" and not rules.nominal and not rules.drop
+    if plain and "class_names" in arrays and y.dtype.kind in "biu":
         classes = tuple(arrays["class_names"].tolist())
         return from_arrays(x, y, name=path.name, columns=names, classes=classes, missing_label=rules.missing_label)
     if y.dtype.kind == "i" and np.any(y == NO_LABEL) and set(np.unique(y).tolist()) != {-1, 1}:
         y = np.where(y == NO_LABEL, np.nan, y)
-    reader = ArrayCells(path.name, (*names, target), flat, y)
-    plan = settle(reader, target, Rules(**{**vars(rules), "prefix": len(x)}))
+    if plain:
+        return _numbers(path, x, y, names, target, rules)
+    reader = ArrayCells(path.name, (*names, target), x.reshape(len(x), width), y)
+    plan = settle(reader, target, replace(rules, prefix=len(x)))
     return BlockStream(plan.spec, TableBlocks(reader, plan))
+
+
+def _numbers(path: Path, x: Array, y: Array, names: tuple[str, ...], target: str, rules: Rules) -> BlockStream:
+    """Numeric columns: only the labels' kind, and the names of classes, are to be found, from all of ``y``."""
+    values, places = np.unique(y, return_inverse=True)
+    regression = is_regression(values.tolist(), rules)
+    classes: tuple[str, ...] | None = None
+    if not regression:
+        classes, _ = classes_of(values.tolist(), rules, path.name)
+        known = {name: code for code, name in enumerate(classes)}
+        codes = [NO_LABEL if is_missing(v) else known.get(numeral(category(v)), len(known)) for v in values.tolist()]
+        y = np.array(codes, dtype=np.int64)[places]
+    spec = StreamSpec(
+        path.name,
+        tuple(Column(n, missing=rules.missing) for n in names),
+        target="regression" if regression else "classification",
+        target_name=target,
+        classes=classes,
+        length=len(x),
+        shape=x.shape[1:] if x.ndim > 2 else None,
+    )
+    return from_arrays(x, y, spec=spec, missing_label=rules.missing_label)

@@ -118,8 +118,8 @@ def settle(reader: Reader, label: str | int | None, rules: Rules) -> Plan:
         sources.append(j)
         kinds.append(kind)
         codes.append({n: k for k, n in enumerate(names or ())})
-    regression = _is_regression(cells[target], rules)
-    classes, growing = ((), False) if regression else _classes_of(cells[target], rules, reader.name)
+    regression = is_regression(cells[target], rules)
+    classes, growing = ((), False) if regression else classes_of(cells[target], rules, reader.name)
     spec = StreamSpec(
         reader.name,
         tuple(columns),
@@ -182,7 +182,7 @@ def _readable(cells: Sequence[Any], read: Any) -> int:
     return count
 
 
-def _is_regression(labels: Sequence[Any], rules: Rules) -> bool:
+def is_regression(labels: Sequence[Any], rules: Rules) -> bool:
     if rules.target != "auto":
         return rules.target == "regression"
     present = [c for c in labels if not is_missing(c) and not isinstance(c, bool)]
@@ -192,7 +192,7 @@ def _is_regression(labels: Sequence[Any], rules: Rules) -> bool:
     return len(values) > MANY or (len(values) > 10 and any(v % 1 for v in values))
 
 
-def _classes_of(labels: Sequence[Any], rules: Rules, source: str) -> tuple[tuple[str, ...], bool]:
+def classes_of(labels: Sequence[Any], rules: Rules, source: str) -> tuple[tuple[str, ...], bool]:
     """Class names in code order, and whether later ones may join."""
     if rules.classes and rules.classes != ("open",):
         return rules.classes, False

@@ -224,9 +224,8 @@ def test_bad_json_lines(tmp_path: Path) -> None:
         '{"a": true, "y": 1}',
     ]
     path = csv(tmp_path, "\n".join(lines + ['{"a": 1, "y": 0}'] * 20 + ['{"z": 1}']), "t.jsonl")
-    reasons = {
-        e.row: e.reason for e in dw.stream(path, label="y", prefix=2, classes="0,1") if isinstance(e, dw.Rejected)
-    }
+    stream = dw.stream(path, label="y", prefix=2, classes="0,1")
+    reasons = {e.row: e.reason for e in stream if isinstance(e, dw.Rejected)}
     assert reasons.keys() == {1, 2, 3, 4, 5, 27}
     assert "missing" in reasons[1]
     assert "object" in reasons[2]
@@ -331,6 +330,12 @@ def test_npz_of_images_and_of_unknown_labels(tmp_path: Path, table: Any) -> None
     ]
     np.savez(path, x=np.ones((4, 2)), y=np.array([-1, 1, 1, -1]))
     assert dw.stream(path).spec.classes == ("-1", "1")
+    np.savez(path, x=np.ones((4, 2)), y=np.array(["b", "a", "", "b"]))
+    stream = dw.stream(path, missing_label="keep")
+    assert stream.spec.classes == ("a", "b")
+    assert table(stream)[2].tolist() == [1, 0, -1, 1]
+    np.savez(path, x=np.ones((20, 2)), y=np.arange(20) / 7)
+    assert dw.stream(path).spec.target == "regression"
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
