@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..streams import STREAMS, FileParams, InputError, Stream, delay_labels, describe, open_stream, rebatch, take
 from .learners import learner_params
 
-DEFAULT_LEARNER = "hoeffding-tree"
+DEFAULT_LEARNER = "driftmoe"
 TABLES = {"stream_params": "stream", "learner_params": "learner"}
 
 
