@@ -237,7 +237,7 @@ class Loop:
         while at < n:
             room = self.every - self.step % self.every
             end = min(n, at + room)
-            if labelled is None or not labelled[at]:
+            if not labelled[at]:
                 self._predict(batch.rows(slice(at, at + 1)))
                 at += 1
                 continue
@@ -246,10 +246,18 @@ class Loop:
             self._test_then_train(batch if end - at == n else batch.rows(slice(at, end)))
             at = end
 
-    def _known(self, batch: Batch) -> Array | None:
+    def _known(self, batch: Batch) -> Array:
+        """bool[B]: which rows bring their label."""
         if batch.y is None:
-            return None
+            return np.zeros(len(batch), bool)
         return ~np.isnan(batch.y) if self._regression else batch.y != NO_LABEL
+
+    def _answered(self, y: Array) -> bool:
+        """Whether every label is known; quick for the one row that most events are."""
+        if len(y) == 1:
+            label = y.item()
+            return label == label if self._regression else label != NO_LABEL
+        return not np.isnan(y).any() if self._regression else bool((y != NO_LABEL).all())
 
     # --- one step -----------------------------------------------------------------------------------------------
 
@@ -270,12 +278,12 @@ class Loop:
         self._pending.remember(batch.ids, batch.y)
         baseline = self.evaluators[0].baseline(n) if self.evaluators else np.zeros((n, 2))
         waiting = Waiting(batch, prediction, baseline)
-        known = self._known(batch)
-        if known is None:
+        if batch.y is None:
             self._pending.wait(waiting)
-        elif known.all():
+        elif self._answered(batch.y):
             self._learn(waiting, batch.y)
         else:
+            known = self._known(batch)
             for part in (~known, known):
                 rows = Waiting(batch.rows(part), prediction.rows(part), baseline[part])
                 if len(rows.batch) and part is known:
