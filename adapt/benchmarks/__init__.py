@@ -12,19 +12,25 @@ BENCHMARKS = {
         "loop:measure",
         "events a second of a loop whose learner does nothing, beside river's own evaluation loop",
     ),
+    "hoeffding-tree": ("hoeffding_tree:measure", "our Hoeffding tree beside river's, same settings"),
+    "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
+    "driftmoe-table": ("driftmoe_table:measure", "every stream, label delay, peer and control of DriftMoE (an hour)"),
 }
 """name -> (``module:function`` in this folder, what it measures)."""
+
+SLOW = ("driftmoe-table",)
+"""Run only when asked for by name."""
 
 Row = dict[str, Any]
 """{bench, case, unit, ours, peer, peer_name, ratio, floor}; a ratio above 1 means that ours is better."""
 
 
 def measure(name: str | None = None) -> list[Row]:
-    """The rows of one benchmark, or of all; ``InputError`` for an unknown name."""
+    """The rows of one benchmark, or of all quick ones; ``InputError`` for an unknown name."""
     if name is not None and name not in BENCHMARKS:
         raise InputError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
     rows: list[Row] = []
-    for chosen in BENCHMARKS if name is None else [name]:
+    for chosen in [n for n in BENCHMARKS if n not in SLOW] if name is None else [name]:
         module, _, function = BENCHMARKS[chosen][0].partition(":")
         rows += getattr(importlib.import_module(f".{module}", __name__), function)()
     return rows
