@@ -10,12 +10,14 @@ import argparse
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..streams.spec import InputError
+from .benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -95,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     report = command("report", _report, "rebuild report.html from the records of a run or comparison")
     report.add_argument("folder", type=Path, metavar="DIR")
     bench = command("bench", _bench, "measure against named peers")
-    bench.add_argument("name", nargs="?", metavar="NAME")
+    bench.add_argument(
+        "name", nargs="?", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all quick ones if left out"
+    )
     bench.add_argument("--json", action="store_true", help="the rows as JSON, and nothing else on stdout")
     return parser
 
@@ -152,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _one_run(config: RunConfig, options: argparse.Namespace) -> int:
     from .console import LiveBar
-    from .runs import Run, finished, signals_stop
+    from .runs import finished, signals_stop
 
     if options.resume:
         summary = finished(options.out, config)
@@ -160,7 +164,7 @@ def _one_run(config: RunConfig, options: argparse.Namespace) -> int:
             print(f"{options.out}: this run is finished, there is nothing to resume", file=sys.stderr)
             _show(summary, options)
             return DONE
-    run = Run(config, options.out, resume=options.resume, command=_command())
+    run = _start(config, options.out, resume=options.resume)
     with signals_stop(run):
         with LiveBar(config.learner, run.stream.spec) as bar:
             _watch(run, bar, config.learner)
@@ -169,6 +173,21 @@ def _one_run(config: RunConfig, options: argparse.Namespace) -> int:
             _write_report(options.out)
         _show(summary, options, bar.curve())
     return DONE if summary["status"] == "done" else INTERRUPTED
+
+
+def _start(config: RunConfig, out: Path | None, *, resume: bool) -> Run:
+    """A run ready to go. Says what is going on where that takes more than a moment; nothing where nobody looks."""
+    from .runs import Run
+
+    words = "compiling what this learner needs: up to a minute the first time, then it is kept"
+    teller = threading.Timer(2.0, lambda: print(f"driftway: {words}", file=sys.stderr))
+    teller.daemon = True
+    if sys.stderr.isatty():
+        teller.start()
+    try:
+        return Run(config, out, resume=resume, command=shlex.join(["driftway", *sys.argv[1:]]))
+    finally:
+        teller.cancel()
 
 
 def _watch(run: Run, bar: LiveBar, name: str) -> None:
@@ -213,7 +232,7 @@ def _many_runs(configs: list[RunConfig], options: argparse.Namespace) -> int:
         _watch(run, bar, run.config.learner + (f" #{run.config.seed}" if several else ""))
 
     with LiveBar() as bar:
-        outcome = run_all(configs, options.out, resume=options.resume, watch=watch, command=_command())
+        outcome = run_all(configs, options.out, start=_start, watch=watch, resume=options.resume)
     if options.out is not None:
         _write_report(options.out)
     if options.json:
@@ -231,10 +250,6 @@ def _demonstrate(options: argparse.Namespace) -> int:
     options.out = fresh_folder(Path("driftway-demo"))
     print(f"{DEFAULT_LEARNER} beside its frozen self on {DEMO_STREAM}, a stream that drifts", file=sys.stderr)
     return _many_runs(plan({"stream": DEMO_STREAM}, [DEFAULT_LEARNER, f"frozen:{DEFAULT_LEARNER}"], [0]), options)
-
-
-def _command() -> str:
-    return shlex.join(["driftway", *sys.argv[1:]])
 
 
 # --- the other commands -----------------------------------------------------------------------------------------

@@ -54,13 +54,13 @@ def run_all(
     out: Path | None,
     *,
     watch: Callable[[Run], None],
+    start: Callable[..., Run] = Run,
     resume: bool = False,
-    command: str = "",
 ) -> Outcome:
     """Run them one after the other; with ``out``, each in a folder of its own, and all summaries in one file.
 
-    watch: steps through a run (``for record in run.steps()``) and shows what it likes. Resuming takes over the runs
-    that are finished and goes on with the one that is not.
+    start: makes a run, called like ``Run(config, folder, resume=...)``. watch: steps through it (``for record in
+    run.steps()``) and shows what it likes. Resuming takes over the finished runs and goes on with the one that is not.
     """
     if out is not None:
         if (out / SUMMARIES).exists() and not resume:
@@ -71,7 +71,7 @@ def run_all(
         folder = None if out is None else out / folder_name(config)
         summary = finished(folder, config) if resume and folder is not None else None
         if summary is None:
-            run = Run(config, folder, resume=resume, command=command)
+            run = start(config, folder, resume=resume)
             with signals_stop(run):
                 watch(run)
             summary = run.summary()
