@@ -1,9 +1,9 @@
 """Checkpoints: directories written whole, verified whole.
 
 A checkpoint is a folder ``00000007-000000012000`` (sequence number, step) with ``manifest.json`` and one safetensors
-file per part. It is written under a temporary name beside its place, every file and the folder are fsynced, and only
-then is it renamed; so a folder of that form is complete, whenever the process died. What the disk did to it
-afterwards is found by the sha256 of every file, and of the manifest itself, before anything is used.
+file per part that has arrays. It is written under a temporary name beside its place, every file and the folder are
+fsynced, and only then is it renamed; so a folder of that form is complete, whenever the process died. What the disk
+did to it afterwards is found by the sha256 of every file, and of the manifest itself, before anything is used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..streams import InputError
+from ..streams import Array, InputError
 from .learner import State
 from .state import join, split
 
@@ -153,7 +154,8 @@ def _write(draft: Path, step: int, parts: dict[str, State], cursor: dict[str, An
         if not _PART.fullmatch(part):
             raise ValueError(f"{part!r} is no name for a part: lower-case letters, digits and _")
         skeletons[part], arrays = split(state)
-        files[f"{part}.safetensors"] = save(arrays)
+        if arrays:
+            files[f"{part}.safetensors"] = save(arrays)
     manifest = {
         "format": FORMAT,
         "driftway": _version(),
@@ -168,19 +170,18 @@ def _write(draft: Path, step: int, parts: dict[str, State], cursor: dict[str, An
     manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read: the seal must not differ
     manifest["sha256"] = _seal(manifest)
     files[MANIFEST] = json.dumps(manifest, indent=1).encode()
-    for name, body in files.items():
-        with open(draft / name, "wb") as file:
+    with ExitStack() as stack:
+        written = [stack.enter_context(open(draft / name, "wb")) for name in files]
+        for file, body in zip(written, files.values(), strict=True):
             file.write(body)
             file.flush()
+        for file in written:  # all written first, so that the system can bring them to the disk together
             os.fsync(file.fileno())
     _sync(draft)
 
 
 def _read(place: Path) -> Saved:
     """A verified checkpoint; OSError, ValueError, KeyError or TypeError with the reason where it is not as written."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
         manifest = json.loads((place / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -194,13 +195,20 @@ def _read(place: Path) -> Saved:
     parts = {}
     for part, skeleton in manifest["state"].items():
         name = f"{part}.safetensors"
-        body = _verified(place / name, manifest["files"][name])
-        try:
-            arrays = {k: np.array(v) for k, v in load(body).items()}  # a copy: aligned and writable
-        except SafetensorError as error:
-            raise ValueError(f"{name}: {error}") from None
+        arrays = _arrays(place / name, manifest["files"][name]) if name in manifest["files"] else {}
         parts[part] = join(skeleton, arrays)
     return Saved(manifest["step"], parts, manifest["cursor"], manifest["meta"], place)
+
+
+def _arrays(path: Path, promise: dict[str, Any]) -> dict[str, Array]:
+    """The arrays of one part, copied so that they are aligned and writable."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return {name: np.array(array) for name, array in load(_verified(path, promise)).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def _verified(path: Path, promise: dict[str, Any]) -> bytes:

@@ -22,9 +22,10 @@ class Frozen(Learner):
 
     @dataclass(frozen=True)
     class Params:
-        """after: labelled rows that are learnt. Those of the other learner stand beside it (see ``params_for``)."""
+        """Its own setting; those of the other learner stand beside it (see ``params_for``)."""
 
         after: int = 500
+        """Labelled rows that are learnt."""
         learner: ClassVar[str] = "logistic"
 
         def __post_init__(self) -> None:

@@ -187,12 +187,16 @@ class Logistic(Learner):
 
     @dataclass(frozen=True)
     class Params:
-        """rate: step length. clip: largest standardised value. l2: weight decay. slots: places of an open column."""
+        """Settings of the linear model."""
 
         rate: float = 0.05
+        """Step length."""
         clip: float = 5.0
+        """Largest standardised value."""
         l2: float = 0.0
+        """Weight decay."""
         slots: int = 64
+        """Places that the categories of an open column share."""
 
         def __post_init__(self) -> None:
             if not (self.rate > 0 and self.clip > 0 and self.slots > 0 and 0 <= self.l2 * self.rate < 1):

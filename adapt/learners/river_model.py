@@ -156,18 +156,10 @@ def _find_class(name: str) -> type[Any]:
     return kind
 
 
-def _check_target(kind: type[Any], name: str, spec: StreamSpec) -> None:
-    from river import base
-
-    wanted = base.Regressor if spec.target == "regression" else base.Classifier
-    if not issubclass(kind, wanted):
-        raise InputError(f"river:{name} is no {wanted.__name__.lower()}, stream {spec.name!r} is {spec.target}")
-
-
 def _check_target(model: Any, name: str, spec: StreamSpec) -> None:
     from river import base
 
-    wanted = base.Regressor if spec.target == "regression" else base.Classifier
+    wanted: type[Any] = base.Regressor if spec.target == "regression" else base.Classifier
     if not isinstance(model, wanted):
         raise InputError(f"river:{name} is no {wanted.__name__.lower()}, stream {spec.name!r} is {spec.target}")
     if spec.target == "classification" and spec.n_classes != 2 and not model._multiclass:
