@@ -21,6 +21,7 @@ from .compiled import compiled, inner
 Singles = NDArray[np.float32]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+ROWS_AT_ONCE = 32  # of a mini-batch, so that products stay small
 LARGEST_PIECE = 2**18  # multiply-adds up to which OpenBLAS stays in one thread
 STEPS, FILLED, ROWS = range(3)  # entries of counter
 
@@ -182,16 +183,19 @@ def _product(a: Singles, b: Singles, out: Singles) -> None:
 
 
 @inner
-def _layer_gradient(out: Singles, start: int, inputs: Singles, errors: Singles) -> None:
-    """Write dL/dW = inputs' errors and dL/db = sum_b errors of the layer at ``start``; inputs[B, n], errors[B, m]."""
+def _add_layer_gradient(out: Singles, start: int, inputs: Singles, errors: Singles) -> None:
+    """Add dL/dW = inputs' errors and dL/db = sum_b errors of the layer at ``start``; inputs[B, n], errors[B, m]."""
     n, m = inputs.shape[1], errors.shape[1]
     turned = np.empty((n, inputs.shape[0]), np.float32)
     for b in range(inputs.shape[0]):
         for i in range(n):
             turned[i, b] = inputs[b, i]
-    _product(turned, errors, _weights(out, start, n, m))
-    bias = out[start + n * m : start + n * m + m]
-    bias[:] = 0
+    product = np.empty((n, m), np.float32)
+    _product(turned, errors, product)
+    weights, bias = _weights(out, start, n, m), out[start + n * m : start + n * m + m]
+    for i in range(n):
+        for j in range(m):
+            weights[i, j] += product[i, j]
     for b in range(errors.shape[0]):
         for j in range(m):
             bias[j] += errors[b, j]
@@ -221,8 +225,18 @@ def _errors_below(errors: Singles, w: Singles, units: Singles, out: Singles) -> 
 @compiled
 def gradient(router: Router, keep: Singles) -> Singles:
     """dL/dtheta[P] over the whole mini-batch; keep as in ``route``."""
+    out = np.zeros_like(router.theta)
+    for first in range(0, router.x.shape[0], ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        _add_gradient(router, keep, router.x[rows], router.mask[rows], router.weight[rows], out)
+    return out
+
+
+@inner
+def _add_gradient(router: Router, keep: Singles, x: Singles, mask: Singles, weight: Singles, out: Singles) -> None:
+    """Add the share of some rows of the mini-batch in dL/dtheta."""
     d, h, k, e = router.size
-    theta, x, rows = router.theta, router.x, router.x.shape[0]
+    theta, rows = router.theta, x.shape[0]
     second, third = d * h + h, d * h + h + h * k + k
     h1, h2, g3 = np.empty((rows, h), np.float32), np.empty((rows, k), np.float32), np.empty((rows, e), np.float32)
     _forward(theta, 0, x, h1, True)
@@ -232,17 +246,16 @@ def gradient(router: Router, keep: Singles) -> Singles:
     _forward(theta, third, h2, g3, False)
     for b in range(rows):
         for j in range(e):
-            share = router.weight[b, j] / np.float32(rows * e)
-            g3[b, j] = (sigmoid(g3[b, j]) - router.mask[b, j]) * share
-    g1, g2, out = np.empty_like(h1), np.empty_like(h2), np.empty_like(theta)
+            share = weight[b, j] / np.float32(router.x.shape[0] * e)
+            g3[b, j] = (sigmoid(g3[b, j]) - mask[b, j]) * share
+    g1, g2 = np.empty_like(h1), np.empty_like(h2)
     _errors_below(g3, _weights(theta, third, k, e), h2, g2)
     _errors_below(g2, _weights(theta, second, h, k), h1, g1)
     for b in range(rows):
         _thin(g1[b], keep)
-    _layer_gradient(out, 0, x, g1)
-    _layer_gradient(out, second, h1, g2)
-    _layer_gradient(out, third, h2, g3)
-    return out
+    _add_layer_gradient(out, 0, x, g1)
+    _add_layer_gradient(out, second, h1, g2)
+    _add_layer_gradient(out, third, h2, g3)
 
 
 @inner

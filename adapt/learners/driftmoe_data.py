@@ -121,6 +121,8 @@ def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Fl
     for m in range(plan.linear_rates.shape[0]):
         softmax_scores(pool.linear[m], desk.encoded, n_classes, p[trees + m])
     route(pool.router, NO_DROPOUT, desk.inputs, desk.hidden1, desk.hidden2, z)
+    if not plan.top_one:
+        vote(plan, pool, desk, z, p)
     if sum_of(pool.labels) == 0:
         out[:] = 1.0 / n_classes
         return 0
@@ -130,7 +132,6 @@ def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Fl
         if chosen < trees and pool.forest.root[chosen] < 0:
             return top(pool.labels)
         return top(out)
-    vote(plan, pool, desk, z, p)
     rule = top(pool.standing)
     out[:] = desk.votes[rule] / sum_of(desk.votes[rule])
     return top(out)
@@ -190,12 +191,17 @@ def vote(plan: Plan, pool: Pool, desk: Desk, z: Singles, p: Floats) -> None:
 
 
 @inner
-def learn_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles, p: Floats) -> None:
-    """Learn (x[d], y) with the logits z[E] and opinions p[E, C] of the moment of prediction."""
+def learn_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles, p: Floats, at_hand: bool) -> None:
+    """Learn (x[d], y) with the logits z[E] and opinions p[E, C] of the moment of prediction.
+
+    at_hand: nothing was learnt since, so the desk still holds the encoded row and the votes.
+    """
     trees = pool.guards.replaced.shape[0]
+    if not at_hand:
+        encode_inputs(plan, pool, desk, x)
+        vote(plan, pool, desk, z, p)
     judge(plan, pool, desk, y, z, p)
     right = target_mask(desk, y, z, p)
-    encode_inputs(plan, pool, desk, x)
     pool.labels[y] += 1.0
     if not (plan.contrast and right == p.shape[0]):
         desk.weight[:] = class_weight(pool.labels, y) if plan.balance else np.float32(1)
@@ -226,7 +232,6 @@ def judge(plan: Plan, pool: Pool, desk: Desk, y: int, z: Singles, p: Floats) -> 
         for i in range(p.shape[0]):
             pool.usage[i] += (1.0 - USAGE_MEMORY) * ((1.0 if i == chosen else 0.0) - pool.usage[i])
         return
-    vote(plan, pool, desk, z, p)
     rule = top(pool.standing)
     total = 0.0
     for i in range(p.shape[0]):
@@ -317,5 +322,5 @@ def pass_rows(
         if test:
             answers[b] = predict_row(plan, pool, desk, x[b], z[b], p[b], out[b])
         if train:
-            learn_row(plan, pool, desk, x[b], y[b], z[b], p[b])
+            learn_row(plan, pool, desk, x[b], y[b], z[b], p[b], test)
     return stop
