@@ -299,6 +299,21 @@ def majority_of(forest: Forest, slot: int, out: Floats) -> bool:
 
 
 @inner
+def categories_of(forest: Forest, slot: int, c: int, x: Floats) -> float:
+    """Log likelihood of a row's nominal values under class c of a leaf; a category never seen there says nothing."""
+    score = 0.0
+    for j in range(forest.subset.shape[1]):
+        f = forest.subset[slot, j]
+        if f < 0:
+            break
+        if forest.slot[f] >= 0 and not np.isnan(x[f]):
+            seen = forest.categories[slot, c, forest.slot[f] + int(x[f]) % forest.fan[f]]
+            if seen > 0:
+                score += np.log(seen / forest.observer[slot, c, COUNT, j])
+    return score
+
+
+@inner
 def bayes_of(forest: Forest, slot: int, x: Floats, out: Floats) -> bool:
     """Naive Bayes posteriors of a leaf into out[C]: p(c|x) ~ p(c) prod_f p(x_f|c); False where the leaf is empty.
 
@@ -315,25 +330,19 @@ def bayes_of(forest: Forest, slot: int, x: Floats, out: Floats) -> bool:
     width = 0
     while width < subset.shape[0] and subset[width] >= 0:
         width += 1
-    best = -np.inf
+    best, nominal = -np.inf, forest.categories.shape[2] > 0
     for c in range(counts.shape[0]):
         if counts[c] <= 0:
             out[c] = -np.inf
             continue
-        observer = observers[c]
         score = np.log(counts[c] / total)
-        for j in range(width):
-            f = subset[j]
-            value = x[f]
-            if np.isnan(value):
-                continue
-            if forest.slot[f] < 0:
-                gap = value - observer[MEAN, j]
-                score += observer[OFFSET, j] + observer[SLOPE, j] * gap * gap
-            elif observer[COUNT, j] > 0:
-                seen = forest.categories[slot, c, forest.slot[f] + int(value) % forest.fan[f]]
-                if seen > 0:
-                    score += np.log(seen / observer[COUNT, j])
+        for j in range(width):  # nominal features have slope and offset 0
+            value = x[subset[j]]
+            gap = value - observers[c, MEAN, j]
+            density = observers[c, OFFSET, j] + observers[c, SLOPE, j] * gap * gap
+            score += density if value == value else 0.0
+        if nominal:
+            score += categories_of(forest, slot, c, x)
         out[c] = score
         best = max(best, score)
     total = 0.0
