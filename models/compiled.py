@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import config
 
 PACKAGE = Path(__file__).resolve().parent.parent
 FLOORS = ("models", "evaluation", "adapt")
@@ -43,7 +42,8 @@ def _use_own_cache() -> None:
     for former in home.glob("compiled-*"):
         if former != folder and time.time() - former.stat().st_mtime > DAY:
             shutil.rmtree(former, ignore_errors=True)
-    config.CACHE_DIR = str(folder)
+    settings: Any = numba.config
+    settings.CACHE_DIR = str(folder)
 
 
 _use_own_cache()
@@ -55,8 +55,12 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """As ``compiled``, for functions that only compiled code calls: no entry point for Python, half the work."""
-    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    """As ``compiled``, for functions that only compiled code calls: half the work of compiling.
+
+    There is no entry for Python: calling one from there ends the process.
+    """
+    options: Any = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(**options)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:

@@ -15,21 +15,24 @@ from .compiled import compiled
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+LARGEST_PLAIN = 1e12
+
 
 class Encoder(NamedTuple):
     """Running moments of the numeric columns, and where each column goes.
 
     A numeric column takes one slot, a nominal one ``slots`` of them (its code modulo that number; a missing category
-    leaves them all 0). A missing number becomes the running mean. ``plain`` passes numbers and codes on unscaled.
+    leaves them all 0). A missing number becomes the running mean. A plain encoder (``clip`` 0) passes numbers and
+    codes on as they are, within +-1e12, so that a network's gradients and their squares stay in single precision.
     """
 
     first: Ints  # [d] first slot of a column
     slots: Ints  # [d] 0 for a numeric column
-    count: Floats  # [d] values seen
+    seen: Floats  # [d] values seen
     mean: Floats  # [d]
     squares: Floats  # [d] sum of squared deviations
     imputed: Ints  # [1] missing values filled in while learning
-    clip: Floats  # [1] largest standardised value; 0: plain
+    clip: Floats  # [1] largest standardised value, 0: plain
 
 
 def new_encoder(fan: list[int], *, clip: float = 5.0, most_slots: int = 64) -> Encoder:
@@ -40,7 +43,7 @@ def new_encoder(fan: list[int], *, clip: float = 5.0, most_slots: int = 64) -> E
     return Encoder(
         first=np.cumsum(width) - width,
         slots=slots,
-        count=np.zeros(d),
+        seen=np.zeros(d),
         mean=np.zeros(d),
         squares=np.zeros(d),
         imputed=np.zeros(1, np.int64),
@@ -67,9 +70,9 @@ def encode(encoder: Encoder, x: Floats, out: Floats) -> None:
         if np.isnan(value):
             value = encoder.mean[f]
         if clip == 0:
-            out[at] = value
+            out[at] = min(max(value, -LARGEST_PLAIN), LARGEST_PLAIN)
             continue
-        variance = encoder.squares[f] / encoder.count[f] if encoder.count[f] > 0 else 0.0
+        variance = encoder.squares[f] / encoder.seen[f] if encoder.seen[f] > 0 else 0.0
         scaled = (value - encoder.mean[f]) / np.sqrt(variance) if variance > 0 else 0.0
         out[at] = min(max(scaled, -clip), clip)
 
@@ -82,7 +85,7 @@ def observe_scale(encoder: Encoder, x: Floats) -> None:
         if np.isnan(value):
             encoder.imputed[0] += 1
         elif encoder.slots[f] == 0:
-            encoder.count[f] += 1.0
+            encoder.seen[f] += 1.0
             gap = value - encoder.mean[f]
-            encoder.mean[f] += gap / encoder.count[f]
+            encoder.mean[f] += gap / encoder.seen[f]
             encoder.squares[f] += gap * (value - encoder.mean[f])

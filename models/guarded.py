@@ -54,9 +54,7 @@ def _rose(detectors: Adwins, i: int, error: float, delta: float) -> bool:
 
 
 @inner
-def watch(
-    forest: Forest, guards: Guards, tree: int, error: float, warning_delta: float, drift_delta: float
-) -> None:
+def watch(forest: Forest, guards: Guards, tree: int, error: float, warning_delta: float, drift_delta: float) -> None:
     """Tell the guard of a tree whether it erred (1.0) or not (0.0); start or swap in its background tree."""
     spare = guards.replaced.shape[0] + tree
     if _rose(guards.warning, tree, error, warning_delta):

@@ -31,6 +31,7 @@ MAJORITY, BAYES, ADAPTIVE = range(3)  # what a leaf predicts with
 FREE_NODES, FREE_LEAVES, USED_FAN = range(3)  # entries of used
 
 HALF_LOG_TAU = 0.5 * np.log(2 * np.pi)
+SMALLEST_VARIANCE = 1e-150  # below it a spread counts as none, so that 1 / variance stays finite
 
 
 class Rules(NamedTuple):
@@ -40,7 +41,7 @@ class Rules(NamedTuple):
     Hoeffding bound a tie is broken. leaf: MAJORITY, BAYES or ADAPTIVE. cuts: split points tried per numeric feature.
     min_branch: smallest share of weight a branch may have. max_share: a leaf purer than this is not split.
     forget_pure: clear the observers of a leaf that is not worth a split (river does). multiway: nominal features may
-    split into one branch per category. max_depth: deepest level at which a leaf may still split.
+    split into one branch per category. max_depth: level at which leaves no longer split (the root is at 0).
     """
 
     grace: float = 200.0
@@ -87,7 +88,7 @@ def new_forest(widths: list[int], fan: list[int], n_classes: int, seed: int, cap
     return Forest(
         root=np.full(trees, -1, np.int64),
         width=np.minimum(np.array(widths, np.int64), d),
-        generator=np.random.SeedSequence(seed).generate_state(trees, np.uint64),
+        generator=np.random.SeedSequence(seed).generate_state(trees, np.uint64).astype(np.uint64),
         node=np.zeros((n_nodes, 6), np.int32),
         node_value=np.zeros((n_nodes, 2)),
         leaf=np.zeros((n_leaves, 3)),
@@ -105,10 +106,15 @@ def new_forest(widths: list[int], fan: list[int], n_classes: int, seed: int, cap
     )
 
 
+def most_leaves(forest: Forest, max_bytes: int) -> int:
+    """How many leaves fit into so many bytes with the present number of classes; never fewer than 64."""
+    return max(64, max_bytes // leaf_bytes(forest))
+
+
 def leaf_bytes(forest: Forest) -> int:
-    """Bytes that one more leaf takes, its node included."""
+    """Bytes that one more leaf takes, its nodes and places in the free lists included."""
     parts = (forest.leaf, forest.counts, forest.subset, forest.observer, forest.categories, forest.node)
-    return sum(a.itemsize * int(np.prod(a.shape[1:])) for a in parts) + 24
+    return sum(a.itemsize * int(np.prod(a.shape[1:])) for a in parts) + 64
 
 
 def enlarged(forest: Forest, max_leaves: int) -> Forest:
@@ -259,20 +265,20 @@ def child_of(forest: Forest, at: int, x: Floats, learning: bool) -> int:
         if not np.isnan(value):
             child = np.int64(forest.branches[node[LEFT] + int(value) % node[RIGHT]])
             if learning or forest.node_value[child, WEIGHT] > 0:
-                return child
+                return int(child)
         best = np.int64(forest.branches[node[LEFT]])
         for b in range(1, node[RIGHT]):
             other = np.int64(forest.branches[node[LEFT] + b])
             if forest.node_value[other, WEIGHT] > forest.node_value[best, WEIGHT]:
                 best = other
-        return best
+        return int(best)
     if np.isnan(value):
         left_heavier = forest.node_value[node[LEFT], WEIGHT] >= forest.node_value[node[RIGHT], WEIGHT]
     elif node[KIND] == NUMERIC:
         left_heavier = value <= forest.node_value[at, THRESHOLD]
     else:
-        left_heavier = value == forest.node_value[at, THRESHOLD]
-    return np.int64(node[LEFT]) if left_heavier else np.int64(node[RIGHT])
+        left_heavier = int(value) % forest.fan[node[FEATURE]] == int(forest.node_value[at, THRESHOLD])
+    return int(node[LEFT]) if left_heavier else int(node[RIGHT])
 
 
 @inner
@@ -404,7 +410,7 @@ def observe(forest: Forest, slot: int, x: Floats, y: int, weight: float) -> None
         observer[MEAN, j] += weight * gap / observer[COUNT, j]
         observer[SQUARES, j] += weight * gap * (value - observer[MEAN, j])
         variance = variance_of(forest, observer, j, f)
-        if variance > 0:
+        if variance > SMALLEST_VARIANCE:
             observer[SLOPE, j] = -0.5 / variance
             observer[OFFSET, j] = -HALF_LOG_TAU - 0.5 * np.log(variance)
 

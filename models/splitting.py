@@ -205,7 +205,7 @@ def has_room(forest: Forest, extra: int) -> bool:
 
 @inner
 def split_in_two(forest: Forest, tree: int, at: int, j: int, value: float) -> None:
-    """Turn a leaf into a numeric (x <= value) or nominal (x == value) test with two leaves."""
+    """Turn a leaf into a numeric (x <= value) or nominal (category counter of x == value) test with two leaves."""
     if not has_room(forest, 2):
         return
     node = forest.node[at]

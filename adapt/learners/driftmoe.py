@@ -11,118 +11,101 @@ Differences between paper, code and this are listed in REPRODUCIBILITY.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ...models.arrays import from_dict, to_dict
 from ...models.encoding import encoded_width, new_encoder
 from ...models.guarded import new_guards
-from ...models.hoeffding import ADAPTIVE, Rules, leaf_bytes, new_forest, with_classes, with_room
+from ...models.hoeffding import ADAPTIVE, Rules, most_leaves, new_forest, with_classes, with_room
 from ...models.router import new_router
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Learner, Prediction, State
 from . import driftmoe_data as data
 from .hoeffding_tree import category_counts
-from .segments import test_then_train
+from .segments import bounded, test_then_train
 
 RULES = ((0, 0, 0.9), (4, 0, 0.9), (8, 0, 0.8), (0, 4, 0.9), (2, 4, 0.9), (8, 4, 0.8))
 """(gamma, kappa, rho) of the answers that compete: three by vote, three with the router's say."""
 
 
-@dataclass(frozen=True)
-class Params:
-    """Settings of DriftMoE; the defaults are ours, ``faithful=true`` gives the published ones."""
-
-    variant: Literal["data", "task"] = "data"
-    """data: multi-class experts, answered by routing. task: one tree per class."""
-    faithful: bool = False
-    """The published settings, whatever else is said here."""
-    lean: bool = False
-    """For speed: no generalists, ten specialists of which three learn each row."""
-    generalists: int = 4
-    """Trees that learn every row on sqrt(d) random features per leaf."""
-    specialists: int = 6
-    """Trees that learn only rows routed to them, on 60 % of the features per leaf (at most 25)."""
-    top_k: int = 2
-    """How many specialists learn a row."""
-    linear_rates: tuple[float, ...] = (0.05, 0.2)
-    """One online softmax regression for each rate."""
-    answer: Literal["auto", "vote", "top-1"] = "auto"
-    """auto: the best of six rules, chosen on line; vote: of the three without the router; top-1: the router alone."""
-    hidden: int = 256
-    """Units of the router's first layer; the second has half as many."""
-    router_batch: int = 32
-    """Rows per mini-batch of the router."""
-    passes: int = 4
-    """Adam steps on each mini-batch."""
-    rate: float = 0.002
-    """Adam's step length."""
-    scale: bool = True
-    """Standardise the router's input (and one-hot nominal columns); else raw numbers and codes."""
-    poisson: float = 6.0
-    """Mean of the Poisson weight of each row for each tree; 0: weight 1."""
-    guarded: bool = True
-    """Replace a tree whose error rises (ADWIN)."""
-    warning: float = 0.01
-    """ADWIN's delta that starts a background tree."""
-    drift: float = 0.001
-    """ADWIN's delta that swaps it in."""
-    grace: float = 50.0
-    """Weight a leaf gathers between two split attempts."""
-    delta: float = 0.01
-    """Allowed chance of a wrong split."""
-    tau: float = 0.05
-    """Hoeffding bound below which a tie is broken."""
-    floor: float = 1e-3
-    """Smallest variance in a leaf, as a share of the feature's variance."""
-    contrast: bool = False
-    """Leave rows that every expert gets right out of the router's training."""
-    balance: bool = False
-    """Weigh the router's targets by inverse class frequency, within [0.2, 5]."""
-    noise: bool = False
-    """Control: the router sees noise in place of the row."""
-    max_mib: float = 256.0
-    """Bound on the trees' memory; at the bound they stop growing."""
-
-
-PUBLISHED = {
-    "lean": False,
-    "generalists": 0,
-    "specialists": 12,
-    "top_k": 3,
-    "linear_rates": (),
-    "answer": "top-1",
-    "hidden": 256,
-    "router_batch": 256,
-    "passes": 1,
-    "rate": 0.002,
-    "scale": False,
-    "poisson": 0.0,
-    "guarded": False,
-    "grace": 50.0,
-    "delta": 1e-7,
-    "tau": 0.05,
-    "floor": 0.0,
-    "contrast": False,
-    "balance": False,
-}
-"""Section 5 of the paper's settings, as its code has them (MoE-Data)."""
-
-LEAN = {"generalists": 0, "specialists": 10, "top_k": 3}
-
-
-def effective(params: Params) -> Params:
-    """The settings that apply once ``faithful`` and ``lean`` are taken at their word."""
-    if params.faithful:
-        return replace(params, **PUBLISHED)
-    return replace(params, **LEAN) if params.lean else params
-
-
 class DriftMoE(Learner):
     """The learner ``driftmoe``: the variant asked for, behind the interface of all learners."""
 
-    Params = Params
+    @dataclass(frozen=True)
+    class Params:
+        """Settings of DriftMoE; the defaults are ours, ``faithful=true`` gives the published ones."""
+
+        variant: Literal["data", "task"] = "data"
+        """data: multi-class experts, answered by routing. task: one tree per class."""
+        faithful: bool = False
+        """The published settings, whatever else is said here."""
+        lean: bool = False
+        """For speed: no generalists, ten specialists of which three learn each row."""
+        generalists: int = 4
+        """Trees that learn every row on sqrt(d) random features per leaf."""
+        specialists: int = 6
+        """Trees that learn only rows routed to them, on 60 % of the features per leaf (at most 25)."""
+        top_k: int = 2
+        """How many specialists learn a row."""
+        linear_rates: tuple[float, ...] = (0.05, 0.2)
+        """One online softmax regression for each rate."""
+        answer: Literal["auto", "vote", "top-1"] = "auto"
+        """auto: the best of six rules, chosen on line. vote: of the three without router. top-1: the router alone."""
+        hidden: int = 256
+        """Units of the router's first layer; the second has half as many."""
+        router_batch: int = 32
+        """Rows per mini-batch of the router."""
+        passes: int = 4
+        """Adam steps on each mini-batch."""
+        rate: float = 0.002
+        """Adam's step length."""
+        scale: bool = True
+        """Standardise the router's input (and one-hot nominal columns); else raw numbers and codes."""
+        poisson: float = 6.0
+        """Mean of the Poisson weight of each row for each tree; 0: weight 1."""
+        guarded: bool = True
+        """Replace a tree whose error rises (ADWIN)."""
+        warning: float = 0.01
+        """ADWIN's delta that starts a background tree."""
+        drift: float = 0.001
+        """ADWIN's delta that swaps it in."""
+        grace: float = 50.0
+        """Weight a leaf gathers between two split attempts."""
+        delta: float = 0.01
+        """Allowed chance of a wrong split."""
+        tau: float = 0.05
+        """Hoeffding bound below which a tie is broken."""
+        floor: float = 1e-3
+        """Smallest variance in a leaf, as a share of the feature's variance."""
+        contrast: bool = False
+        """Leave rows that every expert gets right out of the router's training."""
+        balance: bool = False
+        """Weigh the router's targets by inverse class frequency, within [0.2, 5]."""
+        noise: bool = False
+        """Control: the router sees noise in place of the row."""
+        max_mib: float = 256.0
+        """Bound on the trees' memory; at the bound they stop growing."""
+
+        def __post_init__(self) -> None:
+            if min(self.generalists, self.specialists) < 0 or self.experts == 0:
+                raise ValueError("generalists and specialists must be at least 0 and leave an expert to ask")
+            if min(self.top_k, self.router_batch, self.passes) < 1 or self.hidden < 2:
+                raise ValueError("top_k, router_batch and passes must be at least 1, hidden at least 2")
+            if not (self.rate > 0 and all(rate > 0 for rate in self.linear_rates)):
+                raise ValueError("rate and linear_rates must be above 0")
+            if not (0 <= self.poisson <= 50 and self.floor >= 0 and self.max_mib > 0):
+                raise ValueError("poisson must be within 0 and 50, floor at least 0, max_mib above 0")
+            if not (self.grace > 0 and self.tau >= 0):
+                raise ValueError("grace must be above 0, tau at least 0")
+            if not all(0 < level < 1 for level in (self.delta, self.warning, self.drift)):
+                raise ValueError("delta, warning and drift must be between 0 and 1")
+
+        @property
+        def experts(self) -> int:
+            """Trees and linear models together."""
+            return self.generalists + self.specialists + len(self.linear_rates)
 
     def __init__(self, spec: StreamSpec, params: Params | None = None, seed: int = 0) -> None:
         super().__init__(spec, params, seed)
@@ -153,10 +136,43 @@ class DriftMoE(Learner):
         return self._mixture.telemetry()
 
 
+PUBLISHED: dict[str, Any] = {
+    "lean": False,
+    "generalists": 0,
+    "specialists": 12,
+    "top_k": 3,
+    "linear_rates": (),
+    "answer": "top-1",
+    "hidden": 256,
+    "router_batch": 256,
+    "passes": 1,
+    "rate": 0.002,
+    "scale": False,
+    "poisson": 0.0,
+    "guarded": False,
+    "grace": 50.0,
+    "delta": 1e-7,
+    "tau": 0.05,
+    "floor": 0.0,
+    "contrast": False,
+    "balance": False,
+}
+"""Section 5 of the paper's settings, as its code has them (MoE-Data)."""
+
+LEAN: dict[str, Any] = {"generalists": 0, "specialists": 10, "top_k": 3}
+
+
+def effective(params: DriftMoE.Params) -> DriftMoE.Params:
+    """The settings that apply once ``faithful`` and ``lean`` are taken at their word."""
+    if params.faithful:
+        return replace(params, **PUBLISHED)
+    return replace(params, **LEAN) if params.lean else params
+
+
 class DataMixture:
     """MoE-Data: owns the arrays, makes room in them, and calls the compiled algorithm."""
 
-    def __init__(self, spec: StreamSpec, s: Params, seed: int) -> None:
+    def __init__(self, spec: StreamSpec, s: DriftMoE.Params, seed: int) -> None:
         fan = category_counts(spec)
         d, trees = len(fan), s.generalists + s.specialists
         wide = d if s.faithful else max(1, min(25, round(0.6 * d)))
@@ -199,17 +215,18 @@ class DataMixture:
             trained=np.zeros(experts, np.int64),
         )
         self.desk = data.new_desk(self.pool)
-        self._most_leaves = max(64, int(s.max_mib * 2**20 / leaf_bytes(self.pool.forest)))
+        self._max_bytes = int(s.max_mib * 2**20)
+        self._most_leaves = most_leaves(self.pool.forest, self._max_bytes)
 
     def predict(self, batch: Batch) -> Prediction:
-        """Scores of every row; the trace holds the logits z[B, E] and the experts' opinions p[B, E, C]."""
-        return self._pass(batch.x, np.empty(0, np.int64), 0, len(batch), train=False)
+        """Scores of every row; the trace holds z[B, E], p[B, E, C] and said[B, R] (see ``driftmoe_data.pass_rows``)."""
+        return self._pass(bounded(batch.x), np.empty(0, np.int64), 0, len(batch), train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         """Learn every row with what was known when it was predicted."""
         assert batch.y is not None
         self._know(int(batch.y.max()) + 1)
-        self._pass(batch.x, batch.y, 0, len(batch), train=True, known=prediction)
+        self._pass(bounded(batch.x), np.array(batch.y), 0, len(batch), train=True, known=prediction)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
@@ -230,15 +247,16 @@ class DataMixture:
         answers, out = np.empty(n, np.int64), np.empty((n, classes))
         if known is None:
             z, p = np.empty((n, experts), np.float32), np.empty((n, experts, classes))
+            said = np.zeros((n, len(self.pool.standing)), np.int64)
         else:
-            z, p = known.trace["z"], known.trace["p"]
+            z, p, said = (known.trace[key] for key in ("z", "p", "said"))
             if p.shape[2] < classes:
                 p = np.concatenate([p, np.zeros((n, experts, classes - p.shape[2]))], axis=2)
         while at < stop:
             room = self._make_room() if train else 0
-            rows = (x, y, z, p, answers, out, at, stop)
+            rows = (x, y, z, p, said, answers, out, at, stop)
             at = data.pass_rows(self.plan, self.pool, self.desk, *rows, known is None, train, room)
-        return Prediction(answers, out, {"z": z, "p": p})
+        return Prediction(answers, out, {"z": z, "p": p, "said": said})
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
@@ -258,6 +276,7 @@ class DataMixture:
             linear=np.pad(self.pool.linear, [(0, 0), (0, grow), (0, 0)]),
             labels=np.pad(self.pool.labels, (0, grow)),
         )
+        self._most_leaves = most_leaves(self.pool.forest, self._max_bytes)
         self.desk = data.new_desk(self.pool)
 
     def state(self) -> State:
@@ -265,6 +284,7 @@ class DataMixture:
 
     def load(self, state: State) -> None:
         self.pool = from_dict(data.Pool, state)
+        self._most_leaves = most_leaves(self.pool.forest, self._max_bytes)
         self.desk = data.new_desk(self.pool)
 
     def telemetry(self) -> dict[str, float]:

@@ -36,6 +36,7 @@ Ints = NDArray[np.int64]
 RULE_MEMORY = 0.998
 USAGE_MEMORY = 0.999
 LEAST_RECENCY = 1e-4
+LEAST_TRUST = 1e-30
 NO_DROPOUT = np.empty(0, np.float32)
 
 
@@ -111,7 +112,7 @@ def new_desk(pool: Pool) -> Desk:
 
 
 @inner
-def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Floats, out: Floats) -> int:
+def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Floats, said: Ints, out: Floats) -> int:
     """Answer for x[d]: fills the logits z[E], the experts' opinions p[E, C] and the scores out[C]; changes no state."""
     trees, n_classes = pool.guards.replaced.shape[0], out.shape[0]
     for i in range(trees):
@@ -123,6 +124,8 @@ def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Fl
     route(pool.router, NO_DROPOUT, desk.inputs, desk.hidden1, desk.hidden2, z)
     if not plan.top_one:
         vote(plan, pool, desk, z, p)
+        for r in range(said.shape[0]):
+            said[r] = top(desk.votes[r])
     if sum_of(pool.labels) == 0:
         out[:] = 1.0 / n_classes
         return 0
@@ -179,11 +182,17 @@ def power(base: float, exponent: float) -> float:
 
 
 @inner
+def trust_in(logit: float) -> float:
+    """sigma(z), never quite 0, so that votes never are all 0."""
+    return max(float(sigmoid(logit)), LEAST_TRUST)
+
+
+@inner
 def vote(plan: Plan, pool: Pool, desk: Desk, z: Singles, p: Floats) -> None:
     """desk.votes[r, k] = sum_i a_i^gamma sigma(z_i)^kappa P_i[k] for every rule r."""
     desk.votes[:] = 0.0
     for i in range(p.shape[0]):
-        trust = float(sigmoid(z[i]))
+        trust = trust_in(z[i])
         for r in range(plan.exponents.shape[0]):
             share = power(pool.recency[r, i], plan.exponents[r, 0]) * power(trust, plan.exponents[r, 1])
             for k in range(p.shape[1]):
@@ -191,7 +200,9 @@ def vote(plan: Plan, pool: Pool, desk: Desk, z: Singles, p: Floats) -> None:
 
 
 @inner
-def learn_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles, p: Floats, at_hand: bool) -> None:
+def learn_row(
+    plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles, p: Floats, said: Ints, at_hand: bool
+) -> None:
     """Learn (x[d], y) with the logits z[E] and opinions p[E, C] of the moment of prediction.
 
     at_hand: nothing was learnt since, so the desk still holds the encoded row and the votes.
@@ -199,12 +210,11 @@ def learn_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles,
     trees = pool.guards.replaced.shape[0]
     if not at_hand:
         encode_inputs(plan, pool, desk, x)
-        vote(plan, pool, desk, z, p)
-    judge(plan, pool, desk, y, z, p)
+    judge(plan, pool, y, z, p, said)
     right = target_mask(desk, y, z, p)
     pool.labels[y] += 1.0
     if not (plan.contrast and right == p.shape[0]):
-        desk.weight[:] = class_weight(pool.labels, y) if plan.balance else np.float32(1)
+        desk.weight[:] = class_weight(pool.labels, y) if plan.balance else 1.0
         collect(pool.router, NO_DROPOUT, desk.inputs, desk.mask, desk.weight, plan.router_rate, plan.passes)
     for i in range(trees):
         if i < plan.generalists or rank(z, plan.generalists, trees, i) < plan.top_k:
@@ -220,12 +230,12 @@ def learn_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles,
     observe_scale(pool.encoder, x)
     if plan.floor > 0:
         for f in range(x.shape[0]):
-            if pool.encoder.count[f] > 0:
-                pool.forest.floor[f] = plan.floor * pool.encoder.squares[f] / pool.encoder.count[f]
+            if pool.encoder.seen[f] > 0:
+                pool.forest.floor[f] = plan.floor * pool.encoder.squares[f] / pool.encoder.seen[f]
 
 
 @inner
-def judge(plan: Plan, pool: Pool, desk: Desk, y: int, z: Singles, p: Floats) -> None:
+def judge(plan: Plan, pool: Pool, y: int, z: Singles, p: Floats, said: Ints) -> None:
     """Settle how right each rule and, under each rule's memory, each expert has been; and who had a say."""
     if plan.top_one:
         chosen = first_choice(z)
@@ -239,7 +249,7 @@ def judge(plan: Plan, pool: Pool, desk: Desk, y: int, z: Singles, p: Floats) -> 
     for i in range(p.shape[0]):
         pool.usage[i] += (1.0 - USAGE_MEMORY) * (say(plan, pool, rule, i, z) / total - pool.usage[i])
     for r in range(plan.exponents.shape[0]):
-        hit = 1.0 if top(desk.votes[r]) == y else 0.0
+        hit = 1.0 if said[r] == y else 0.0
         pool.standing[r] += (1.0 - RULE_MEMORY) * (hit - pool.standing[r])
         memory = plan.exponents[r, 2]
         for i in range(p.shape[0]):
@@ -251,7 +261,7 @@ def judge(plan: Plan, pool: Pool, desk: Desk, y: int, z: Singles, p: Floats) -> 
 @inner
 def say(plan: Plan, pool: Pool, rule: int, i: int, z: Singles) -> float:
     """Weight of expert i under a rule."""
-    return power(pool.recency[rule, i], plan.exponents[rule, 0]) * power(float(sigmoid(z[i])), plan.exponents[rule, 1])
+    return power(pool.recency[rule, i], plan.exponents[rule, 0]) * power(trust_in(z[i]), plan.exponents[rule, 1])
 
 
 @compiled
@@ -282,7 +292,7 @@ def class_weight(labels: Floats, y: int) -> float:
     known = 0
     for count in labels:
         known += count > 0
-    return np.float32(min(max(sum_of(labels) / (known * labels[y]), 0.2), 5.0))
+    return min(max(sum_of(labels) / (known * labels[y]), 0.2), 5.0)
 
 
 @inner
@@ -303,6 +313,7 @@ def pass_rows(
     y: Ints,
     z: Singles,
     p: Floats,
+    said: Ints,
     answers: Ints,
     out: Floats,
     start: int,
@@ -320,7 +331,7 @@ def pass_rows(
         if train and not has_room(pool.forest, room):
             return b
         if test:
-            answers[b] = predict_row(plan, pool, desk, x[b], z[b], p[b], out[b])
+            answers[b] = predict_row(plan, pool, desk, x[b], z[b], p[b], said[b], out[b])
         if train:
-            learn_row(plan, pool, desk, x[b], y[b], z[b], p[b], test)
+            learn_row(plan, pool, desk, x[b], y[b], z[b], p[b], said[b], test)
     return stop

@@ -27,7 +27,7 @@ from ...models.hoeffding import (
     ADAPTIVE,
     Forest,
     Rules,
-    leaf_bytes,
+    most_leaves,
     new_forest,
     predict_tree,
     top,
@@ -39,16 +39,17 @@ from ...models.splitting import has_room, learn_tree, sum_of
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Prediction, State
 from .hoeffding_tree import category_counts
-from .segments import test_then_train
+from .segments import bounded, test_then_train
 
 if TYPE_CHECKING:
-    from .driftmoe import Params
+    from .driftmoe import DriftMoE
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 DROPPED = 0.2
+LEAST_SCORE = 1e-30
 
 
 class Plan(NamedTuple):
@@ -104,12 +105,12 @@ def predict_row(plan: Plan, pool: Pool, x: Floats, out: Floats) -> int:
     opinion = np.empty(2)
     total = 0.0
     for c in range(n_classes):
-        out[c] = max(float(sigmoid(z[c])), 1e-30)
+        out[c] = max(float(sigmoid(z[c])), LEAST_SCORE)
         if plan.trees and predict_tree(pool.forest, plan.rules, c, x, opinion):
-            out[c] *= opinion[1]
+            out[c] *= max(opinion[1], LEAST_SCORE)
         total += out[c]
     for c in range(n_classes):
-        out[c] = out[c] / total if total > 0 else 1.0 / n_classes
+        out[c] /= total
     return top(out)
 
 
@@ -156,7 +157,7 @@ def pass_rows(
 class TaskMixture:
     """MoE-Task: owns the arrays, makes room in them, and calls the compiled algorithm."""
 
-    def __init__(self, spec: StreamSpec, s: Params, seed: int) -> None:
+    def __init__(self, spec: StreamSpec, s: DriftMoE.Params, seed: int) -> None:
         fan = category_counts(spec)
         classes = max(2, spec.n_classes or 2)
         self.plan = Plan(
@@ -175,15 +176,15 @@ class TaskMixture:
             ),
             labels=np.zeros(classes),
         )
-        self._most_leaves = max(64, int(s.max_mib * 2**20 / leaf_bytes(self.pool.forest)))
+        self._most_leaves = most_leaves(self.pool.forest, int(s.max_mib * 2**20))
 
     def predict(self, batch: Batch) -> Prediction:
-        return self._pass(batch.x, np.empty(0, np.int64), 0, len(batch), test=True, train=False)
+        return self._pass(bounded(batch.x), np.empty(0, np.int64), 0, len(batch), test=True, train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         assert batch.y is not None
         self._know(int(batch.y.max()) + 1)
-        self._pass(batch.x, batch.y, 0, len(batch), test=False, train=True)
+        self._pass(bounded(batch.x), np.array(batch.y), 0, len(batch), test=False, train=True)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)

@@ -25,7 +25,7 @@ from ...models.hoeffding import (
     MAJORITY,
     Forest,
     Rules,
-    leaf_bytes,
+    most_leaves,
     new_forest,
     predict_tree,
     top,
@@ -35,7 +35,7 @@ from ...models.hoeffding import (
 from ...models.splitting import has_room
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Learner, Prediction, State
-from .segments import test_then_train
+from .segments import bounded, test_then_train
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -108,7 +108,7 @@ class HoeffdingTree(Learner):
         binary: bool = False
         """Split nominal columns in two, never into one branch per category (always so when adaptive)."""
         max_depth: int = 1_000
-        """Deepest level at which a leaf may still split."""
+        """Level at which leaves no longer split; the root is at 0."""
         max_mib: float = 100.0
         """Bound on memory; at the bound the tree stops growing."""
         adaptive: bool = False
@@ -117,6 +117,12 @@ class HoeffdingTree(Learner):
         """ADWIN's delta that starts a background tree."""
         drift: float = 0.001
         """ADWIN's delta that swaps it in."""
+
+        def __post_init__(self) -> None:
+            if not (self.grace > 0 and self.tau >= 0 and self.max_depth >= 0 and self.max_mib > 0):
+                raise ValueError("grace and max_mib must be above 0, tau and max_depth at least 0")
+            if not all(0 < level < 1 for level in (self.delta, self.warning, self.drift)):
+                raise ValueError("delta, warning and drift must be between 0 and 1")
 
     def __init__(self, spec: StreamSpec, params: Params | None = None, seed: int = 0) -> None:
         super().__init__(spec, params, seed)
@@ -128,15 +134,16 @@ class HoeffdingTree(Learner):
         self._forest = new_forest([len(fan)] * 2, fan, max(2, spec.n_classes or 2), seed)
         self._guards = new_guards(1)
         self._room = 4 + (max(fan) if self._rules.multiway else 2)
-        self._most_leaves = max(2 * self._room, int(p.max_mib * 2**20 / leaf_bytes(self._forest)))
+        self._max_bytes = int(p.max_mib * 2**20)
+        self._most_leaves = most_leaves(self._forest, self._max_bytes)
 
     def predict(self, batch: Batch) -> Prediction:
-        return self._pass(batch.x, np.empty(0, np.int64), None, train=False)
+        return self._pass(bounded(batch.x), np.empty(0, np.int64), None, train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         assert batch.y is not None
         self._know(int(batch.y.max()) + 1)
-        self._pass(batch.x, batch.y, prediction.output, train=True)
+        self._pass(bounded(batch.x), np.array(batch.y), prediction.output, train=True)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
@@ -168,6 +175,7 @@ class HoeffdingTree(Learner):
     def _know(self, classes: int) -> None:
         if classes > self._forest.counts.shape[1]:
             self._forest = with_classes(self._forest, classes)
+            self._most_leaves = most_leaves(self._forest, self._max_bytes)
 
     def state(self) -> State:
         return {"forest": to_dict(self._forest), "guards": to_dict(self._guards)}
@@ -175,6 +183,7 @@ class HoeffdingTree(Learner):
     def load(self, state: State) -> None:
         self._forest = from_dict(Forest, state["forest"])
         self._guards = from_dict(Guards, state["guards"])
+        self._most_leaves = most_leaves(self._forest, self._max_bytes)
 
     def telemetry(self) -> dict[str, float]:
         """Leaves in use, and how often the tree was replaced."""
