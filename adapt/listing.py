@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, get_type_hints
 
 from ..streams import Dataset, InputError
@@ -32,10 +33,9 @@ def columns(rows: Iterable[Sequence[str]], *, header: Sequence[str] = ()) -> str
     return "\n".join(lines)
 
 
-def parameters(params: type) -> str:
+def parameters(params: type, meanings: Mapping[str, str]) -> str:
     """The fields of a parameter dataclass: name, type, default, meaning."""
     types, rows = get_type_hints(params), []
-    meanings = described(params)
     for field in fields(params):
         kind = types[field.name]
         shown = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
@@ -45,13 +45,17 @@ def parameters(params: type) -> str:
 
 
 def described(params: type) -> dict[str, str]:
-    """What each field means: its own metadata, else the ``name: words.`` sentences of the dataclass's docstring."""
-    text = " ".join((inspect.getdoc(params) or "").split())
-    anyone = "|".join(re.escape(field.name) for field in fields(params))
+    """What each field means: its own metadata, else the string that stands below it in the source of its class."""
     found: dict[str, str] = {}
-    for match in re.finditer(rf"(?:^|[.)] )((?:{anyone})(?:, (?:{anyone}))*): (.*?)(?=[.)] (?:{anyone})[,:]|$)", text):
-        for name in match[1].split(", "):
-            found[name] = match[2].strip().rstrip(".")
+    for kind in reversed(params.__mro__):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        except (OSError, TypeError, SyntaxError):  # made at run time: no source
+            continue
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for field, words in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(words, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(words.value)).split())
     return found | {f.name: str(f.metadata["doc"]) for f in fields(params) if "doc" in f.metadata}
 
 
@@ -96,11 +100,14 @@ def _learners(name: str | None) -> None:
         rows = [(f"{n}:{e.takes}" if e.takes else n, e.summary) for n, e in LEARNERS.items()]
         print(columns(rows))
         return
-    entry, _ = find_learner(name)
-    kind = learner_class(name)
+    entry, rest = find_learner(name)
+    kind, params = learner_class(name), learner_params(name)
+    meanings = described(params)
+    if entry.takes == "learner":
+        meanings = described(learner_params(rest or kind.Params.learner)) | meanings  # type: ignore[attr-defined]
     print(f"{name}: {entry.summary}\n")
     print(textwrap.indent(inspect.getdoc(kind) or "", "  ") + "\n")
-    print(parameters(learner_params(name)))
+    print(parameters(params, meanings))
     print(f"\n  targets   {', '.join(sorted(kind.targets))}\n  devices   {', '.join(sorted(kind.devices))}")
     print(f"  needs     {', '.join(sorted(kind.needs)) or 'nothing but labels'}")
     if entry.citation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import re
 import subprocess
@@ -106,6 +108,20 @@ def test_types_hold(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def modules_with_examples() -> list[str]:
+    files = [p for floor in FLOORS for p in (ROOT / floor).rglob("*.py") if ">>>" in p.read_text(encoding="utf-8")]
+    return sorted(
+        ".".join(("driftway", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for p in files
+    )
+
+
+@pytest.mark.parametrize("module", modules_with_examples())
+def test_docstring_examples_run(module: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
 
 
 def test_files_are_short() -> None:

@@ -127,8 +127,8 @@ def alike(rows: Rows) -> float:
     from river import drift, dummy, metrics, utils
 
     kinds = (metrics.Accuracy, metrics.BalancedAccuracy, metrics.CohenKappa)
-    watches = [w for kind in kinds for w in (kind(), utils.Rolling(kind(), 1000))]
-    losses = [metrics.LogLoss(), utils.Rolling(metrics.LogLoss(), 1000)]
+    watches: list[Any] = [w for kind in kinds for w in (kind(), utils.Rolling(kind, 1000))]
+    losses: list[Any] = [metrics.LogLoss(), utils.Rolling(metrics.LogLoss, 1000)]
     rivals = [(m, metrics.Accuracy()) for m in (dummy.NoChangeClassifier(), dummy.PriorClassifier())]
     detectors = [drift.ADWIN(), drift.PageHinkley()]
     model = Nothing()

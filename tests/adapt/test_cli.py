@@ -169,7 +169,7 @@ def test_listings_name_parameters_defaults_and_sources(capsys: pytest.CaptureFix
         (["streams"], ["digits", "electricity", "sea-drift"]),
         (["streams", "sea-drift"], ["noise", "0.1"]),
         (["learners"], ["logistic", "river:module.Class"]),
-        (["learners", "logistic"], ["rate", "0.05", "Bishop", "step length"]),
+        (["learners", "logistic"], ["rate", "0.05", "Bishop", "Step length"]),
         (["metrics"], ["kappa_t", "higher"]),
         (["metrics", "kappa"], ["Cohen", "p0"]),
         (["data"], ["electricity", "licence"]),
