@@ -92,7 +92,7 @@ def concatenate(batches: list[Batch]) -> Batch:
     if isinstance(first.x, Mapping):
         x: Features = {k: np.concatenate([b.x[k] for b in batches]) for k in first.x}
     else:
-        x = np.concatenate([b.x for b in batches])  # type: ignore[arg-type]
+        x = np.concatenate([b.x for b in batches])
     labels = [b.y for b in batches if b.y is not None]
     y = np.concatenate(labels) if len(labels) == len(batches) else None
     return Batch(np.concatenate([b.ids for b in batches]), x, first.time, y)
