@@ -1,0 +1,61 @@
+"""What the learner tests share: the first rows of a stream as one batch, and a walk over a forest's slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import driftway as dw
+import numpy as np
+import pytest
+from driftway.streams import concatenate
+
+
+def first_rows(name: str, rows: int, seed: int = 0, **params: Any) -> tuple[dw.StreamSpec, dw.Batch]:
+    """Spec and first rows of a stream; skips where its data set is not on this machine."""
+    try:
+        stream = dw.take(dw.stream(name, seed=seed, **params), rows)
+    except dw.InputError as missing:
+        pytest.skip(str(missing))
+    return stream.spec, concatenate([e for e in stream if isinstance(e, dw.Batch)])
+
+
+@pytest.fixture(name="first_rows", scope="session")
+def first_rows_fixture() -> Callable[..., tuple[dw.StreamSpec, dw.Batch]]:
+    return first_rows
+
+
+def coin_flips(n: int = 10_000) -> tuple[dw.StreamSpec, dw.Batch]:
+    """Labels that nothing can predict: whoever does better than 50 % has seen them."""
+    rng = np.random.default_rng(11)
+    columns = (*(dw.Column(f"x{j}") for j in range(4)), dw.Column("kind", ("a", "b", "c")))
+    x = np.c_[rng.normal(size=(n, 4)), rng.integers(0, 3, n)]
+    spec = dw.StreamSpec("coin", columns, classes=("heads", "tails"))
+    return spec, dw.Batch(np.arange(n), x, 0.0, rng.integers(0, 2, n))
+
+
+@pytest.fixture(name="coin_flips", scope="session")
+def coin_flips_fixture() -> tuple[dw.StreamSpec, dw.Batch]:
+    return coin_flips()
+
+
+def check_slots(forest: Any) -> int:
+    """Every node and leaf slot is used once or free once; returns how many leaves are in use."""
+    nodes: list[int] = [int(root) for root in forest.root if root >= 0]
+    leaves: list[int] = []
+    for at in nodes:  # grows on the way
+        kind, _, left, right, leaf, _ = (int(v) for v in forest.node[at])
+        if kind == 0:
+            leaves.append(leaf)
+        else:
+            nodes += [int(b) for b in forest.branches[left : left + right]] if kind == 3 else [left, right]
+    free_nodes = forest.free_nodes[: forest.used[0]].tolist()
+    free_leaves = forest.free_leaves[: forest.used[1]].tolist()
+    assert sorted(nodes + free_nodes) == list(range(len(forest.node)))
+    assert sorted(leaves + free_leaves) == list(range(len(forest.leaf)))
+    return len(leaves)
+
+
+@pytest.fixture(name="check_slots", scope="session")
+def check_slots_fixture() -> Callable[[Any], int]:
+    return check_slots
