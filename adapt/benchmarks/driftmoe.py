@@ -25,7 +25,7 @@ ROUNDS = 3
 
 def summary(stream: str, learner: str, *, rows: int | None = None, **settings: Any) -> dict[str, Any]:
     """Run a learner over a stream and return its summary. Settings of the run go by name, others to the learner."""
-    own = {k: settings.pop(k) for k in ("seed", "delay") if k in settings}
+    own: dict[str, Any] = {k: settings.pop(k) for k in ("seed", "delay") if k in settings}
     given: dict[str, Any] = {"stream": stream, "learner": learner, "limit": rows, **own}
     run = Run(resolve(given, settings=[f"learner.{k}={v}" for k, v in settings.items()]))
     for _ in run.steps():

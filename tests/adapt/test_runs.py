@@ -123,6 +123,37 @@ def test_row_by_row_equals_events_of_one_row(table: Path) -> None:
     assert ours == [(r.step, r.kind, r.values) for r in loop.steps(stream)]
 
 
+BAD_LINES = (
+    "oops,1,red,yes", "1,2,red", "1,2,red,yes,9", "1,inf,red,yes", "1,2,red,", "1,2,red,maybe", '"1,2,red,yes', "",
+    "1e999,2,red,no", "1,2,r\udcffd,yes",
+)  # fmt: skip
+
+
+def test_bad_rows_leave_no_trace_in_the_model(tmp_path: Path) -> None:
+    """Ten kinds of bad rows among good ones: all quarantined, by number; the model is that of the good rows alone."""
+    rng = np.random.default_rng(1)
+    bad = dict(zip(rng.choice(np.arange(1100, 6000), 100, replace=False).tolist(), BAD_LINES * 10))
+    lines = [
+        f"{a:.5f},{b:.5f},{'red' if a > 1 else 'blue'},{'yes' if a > b else 'no'}"
+        for a, b in rng.normal(size=(6000, 2))
+    ]
+    header = "a,b,colour,y\n"
+    files = {
+        "good.csv": [line for i, line in enumerate(lines) if i not in bad],
+        "both.csv": [bad.get(i, line) for i, line in enumerate(lines)],
+    }
+    for name, rows in files.items():
+        text = header + "\n".join(rows) + "\n"
+        (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    clean = run_whole(configured(tmp_path / "good.csv"))
+    mixed = run_whole(configured(tmp_path / "both.csv"), tmp_path / "run")
+    assert (mixed["status"], mixed["examples"], mixed["quarantined"]) == ("done", 5900, 100)
+    assert mixed["state_sha256"] == clean["state_sha256"]
+    refused = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(r["row"] for r in refused) == sorted(bad)
+    assert all(r["reason"] for r in refused)
+
+
 def test_limit_and_delay(table: Path) -> None:
     summary = run_whole(configured(table, limit="400", delay="50"))
     assert (summary["examples"], summary["labelled"], summary["waiting"]) == (400, 400, 0)
