@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import compiled
+from .compiled import compiled, inner
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+LARGEST = 1e75
 
 LARGEST_PLAIN = 1e12
 
@@ -54,6 +56,18 @@ def new_encoder(fan: list[int], *, clip: float = 5.0, most_slots: int = 64) -> E
 def encoded_width(encoder: Encoder) -> int:
     """D."""
     return int(np.maximum(encoder.slots, 1).sum())
+
+
+@inner
+def bound(x: Floats, out: Floats) -> None:
+    """Copy a row x[d] into out[d], numbers kept within +-LARGEST, so that sums of squares stay finite; NaN stays."""
+    for f in range(x.shape[0]):
+        value = x[f]
+        if value > LARGEST:
+            value = LARGEST
+        elif value < -LARGEST:
+            value = -LARGEST
+        out[f] = value
 
 
 @compiled

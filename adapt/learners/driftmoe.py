@@ -18,13 +18,14 @@ import numpy as np
 from ...models.arrays import from_dict, to_dict
 from ...models.encoding import encoded_width, new_encoder
 from ...models.guarded import new_guards
+from ...models.held import hold
 from ...models.hoeffding import ADAPTIVE, Rules, most_leaves, new_forest, with_classes, with_room
 from ...models.router import new_router
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Learner, Prediction, State
 from . import driftmoe_data as data
 from .hoeffding_tree import category_counts
-from .segments import bounded, test_then_train
+from .segments import classes_in, plain, test_then_train
 
 RULES = ((0, 0, 0.9), (4, 0, 0.9), (8, 0, 0.8), (0, 4, 0.9), (2, 4, 0.9), (8, 4, 0.8))
 """(gamma, kappa, rho) of the answers that compete: three by vote, three with the router's say."""
@@ -200,7 +201,8 @@ class DataMixture:
         encoder = new_encoder(fan, clip=5.0 if s.scale else 0.0)
         width, experts = encoded_width(encoder), trees + len(s.linear_rates)
         router_seed, tree_seed = np.random.SeedSequence(seed).spawn(2)
-        self.pool = data.Pool(
+        self._max_bytes = int(s.max_mib * 2**20)
+        pool = data.Pool(
             forest=new_forest(widths * 2, fan, classes, int(tree_seed.generate_state(1)[0])),
             guards=new_guards(trees),
             encoder=encoder,
@@ -214,19 +216,23 @@ class DataMixture:
             usage=np.zeros(experts),
             trained=np.zeros(experts, np.int64),
         )
-        self.desk = data.new_desk(self.pool)
-        self._max_bytes = int(s.max_mib * 2**20)
-        self._most_leaves = most_leaves(self.pool.forest, self._max_bytes)
+        self._work_on(pool)
+
+    def _work_on(self, pool: data.Pool) -> None:
+        """Take these arrays for the model from now on."""
+        self.pool = pool
+        self._model = hold((self.plan, pool, data.new_desk(pool)))
+        self._most_leaves = most_leaves(pool.forest, self._max_bytes)
 
     def predict(self, batch: Batch) -> Prediction:
         """Scores of every row; the trace holds z[B, E], p[B, E, C] and said[B, R] (see ``driftmoe_data.pass_rows``)."""
-        return self._pass(bounded(batch.x), np.empty(0, np.int64), 0, len(batch), train=False)
+        return self._pass(plain(batch.x), np.empty(0, np.int64), 0, len(batch), train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         """Learn every row with what was known when it was predicted."""
         assert batch.y is not None
-        self._know(int(batch.y.max()) + 1)
-        self._pass(bounded(batch.x), np.array(batch.y), 0, len(batch), train=True, known=prediction)
+        self._know(classes_in(batch.y))
+        self._pass(plain(batch.x), plain(batch.y), 0, len(batch), train=True, known=prediction)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
@@ -255,14 +261,14 @@ class DataMixture:
         while at < stop:
             room = self._make_room() if train else 0
             rows = (x, y, z, p, said, answers, out, at, stop)
-            at = data.pass_rows(self.plan, self.pool, self.desk, *rows, known is None, train, room)
+            at = data.pass_rows(self._model, *rows, known is None, train, room)
         return Prediction(answers, out, {"z": z, "p": p, "said": said})
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
         forest, room = with_room(self.pool.forest, 3 * len(self.pool.forest.root), self._most_leaves)
         if forest is not self.pool.forest:
-            self.pool = self.pool._replace(forest=forest)
+            self._work_on(self.pool._replace(forest=forest))
         return room
 
     def _know(self, classes: int) -> None:
@@ -271,21 +277,19 @@ class DataMixture:
         if classes <= old:
             return
         grow = classes - old
-        self.pool = self.pool._replace(
-            forest=with_classes(self.pool.forest, classes),
-            linear=np.pad(self.pool.linear, [(0, 0), (0, grow), (0, 0)]),
-            labels=np.pad(self.pool.labels, (0, grow)),
+        self._work_on(
+            self.pool._replace(
+                forest=with_classes(self.pool.forest, classes),
+                linear=np.pad(self.pool.linear, [(0, 0), (0, grow), (0, 0)]),
+                labels=np.pad(self.pool.labels, (0, grow)),
+            )
         )
-        self._most_leaves = most_leaves(self.pool.forest, self._max_bytes)
-        self.desk = data.new_desk(self.pool)
 
     def state(self) -> State:
         return to_dict(self.pool)
 
     def load(self, state: State) -> None:
-        self.pool = from_dict(data.Pool, state)
-        self._most_leaves = most_leaves(self.pool.forest, self._max_bytes)
-        self.desk = data.new_desk(self.pool)
+        self._work_on(from_dict(data.Pool, state))
 
     def telemetry(self) -> dict[str, float]:
         """Each expert's decayed share in the answers, and how many trees were replaced."""

@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.compiled import compiled, inner
-from ...models.encoding import Encoder, encode, observe_scale
+from ...models.encoding import Encoder, bound, encode, observe_scale
 from ...models.guarded import Guards, learn_guarded, poisson, watch
+from ...models.held import Held
 from ...models.hoeffding import Forest, Rules, predict_tree, top
 from ...models.linear import softmax_scores, softmax_step
 from ...models.router import Router, collect, route, sigmoid
@@ -306,9 +307,7 @@ def rank(z: Singles, first: int, last: int, i: int) -> int:
 
 @compiled
 def pass_rows(
-    plan: Plan,
-    pool: Pool,
-    desk: Desk,
+    model: Held,
     x: Floats,
     y: Ints,
     z: Singles,
@@ -325,13 +324,16 @@ def pass_rows(
     """Test, train, or both, row after row, in [start, stop) of x[B, d]; z[B, E], p[B, E, C], out[B, C].
 
     Stops before a row to be trained on when there is no room for ``room`` leaves; returns where it stopped. (One
-    entry for all three uses: everything below it is compiled once.)
+    entry for all three uses: everything below it is compiled once.) model: a handle on (plan, pool, desk).
     """
+    plan, pool, desk = model.value
+    row = np.empty(x.shape[1])
     for b in range(start, stop):
         if train and not has_room(pool.forest, room):
             return b
+        bound(x[b], row)
         if test:
-            answers[b] = predict_row(plan, pool, desk, x[b], z[b], p[b], said[b], out[b])
+            answers[b] = predict_row(plan, pool, desk, row, z[b], p[b], said[b], out[b])
         if train:
-            learn_row(plan, pool, desk, x[b], y[b], z[b], p[b], said[b], test)
+            learn_row(plan, pool, desk, row, y[b], z[b], p[b], said[b], test)
     return stop

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ...models.arrays import from_dict, to_dict
 from ...models.compiled import compiled, inner
-from ...models.encoding import Encoder, encode, encoded_width, new_encoder, observe_scale
+from ...models.encoding import Encoder, bound, encode, encoded_width, new_encoder, observe_scale
+from ...models.held import Held, hold
 from ...models.hoeffding import (
     ADAPTIVE,
     Forest,
@@ -39,7 +40,7 @@ from ...models.splitting import has_room, learn_tree, sum_of
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Prediction, State
 from .hoeffding_tree import category_counts
-from .segments import bounded, test_then_train
+from .segments import classes_in, plain, test_then_train
 
 if TYPE_CHECKING:
     from .driftmoe import DriftMoE
@@ -131,8 +132,7 @@ def learn_row(plan: Plan, pool: Pool, x: Floats, y: int) -> None:
 
 @compiled
 def pass_rows(
-    plan: Plan,
-    pool: Pool,
+    model: Held,
     x: Floats,
     y: Ints,
     answers: Ints,
@@ -143,14 +143,20 @@ def pass_rows(
     train: bool,
     room: int,
 ) -> int:
-    """Test, train, or both, row after row, in [start, stop); returns where room for leaves ran out."""
+    """Test, train, or both, row after row, in [start, stop); returns where room for leaves ran out.
+
+    model: a handle on (plan, pool).
+    """
+    plan, pool = model.value
+    row = np.empty(x.shape[1])
     for b in range(start, stop):
         if train and not has_room(pool.forest, room):
             return b
+        bound(x[b], row)
         if test:
-            answers[b] = predict_row(plan, pool, x[b], out[b])
+            answers[b] = predict_row(plan, pool, row, out[b])
         if train:
-            learn_row(plan, pool, x[b], y[b])
+            learn_row(plan, pool, row, y[b])
     return stop
 
 
@@ -168,7 +174,8 @@ class TaskMixture:
             seed=seed,
         )
         encoder = new_encoder(fan, clip=5.0 if s.scale else 0.0)
-        self.pool = Pool(
+        self._max_bytes = int(s.max_mib * 2**20)
+        pool = Pool(
             forest=new_forest([len(fan)] * classes, fan, 2, seed),
             encoder=encoder,
             router=new_router(
@@ -176,15 +183,21 @@ class TaskMixture:
             ),
             labels=np.zeros(classes),
         )
-        self._most_leaves = most_leaves(self.pool.forest, int(s.max_mib * 2**20))
+        self._work_on(pool)
+
+    def _work_on(self, pool: Pool) -> None:
+        """Take these arrays for the model from now on."""
+        self.pool = pool
+        self._model = hold((self.plan, pool))
+        self._most_leaves = most_leaves(pool.forest, self._max_bytes)
 
     def predict(self, batch: Batch) -> Prediction:
-        return self._pass(bounded(batch.x), np.empty(0, np.int64), 0, len(batch), test=True, train=False)
+        return self._pass(plain(batch.x), np.empty(0, np.int64), 0, len(batch), test=True, train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         assert batch.y is not None
-        self._know(int(batch.y.max()) + 1)
-        self._pass(bounded(batch.x), np.array(batch.y), 0, len(batch), test=False, train=True)
+        self._know(classes_in(batch.y))
+        self._pass(plain(batch.x), plain(batch.y), 0, len(batch), test=False, train=True)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
@@ -200,14 +213,14 @@ class TaskMixture:
         answers, out = np.empty(len(x), np.int64), np.empty((len(x), len(self.pool.labels)))
         while at < stop:
             room = self._make_room() if train else 0
-            at = pass_rows(self.plan, self.pool, x, y, answers, out, at, stop, test, train, room)
+            at = pass_rows(self._model, x, y, answers, out, at, stop, test, train, room)
         return Prediction(answers, out)
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
         forest, room = with_room(self.pool.forest, 3 * len(self.pool.labels), self._most_leaves)
         if forest is not self.pool.forest:
-            self.pool = self.pool._replace(forest=forest)
+            self._work_on(self.pool._replace(forest=forest))
         return room
 
     def _know(self, classes: int) -> None:
@@ -215,17 +228,19 @@ class TaskMixture:
         old = len(self.pool.labels)
         if classes > old:
             rng = np.random.default_rng([self.plan.seed, old])
-            self.pool = self.pool._replace(
-                forest=with_trees(self.pool.forest, classes, self.plan.seed),
-                router=with_outputs(self.pool.router, classes, rng),
-                labels=np.pad(self.pool.labels, (0, classes - old)),
+            self._work_on(
+                self.pool._replace(
+                    forest=with_trees(self.pool.forest, classes, self.plan.seed),
+                    router=with_outputs(self.pool.router, classes, rng),
+                    labels=np.pad(self.pool.labels, (0, classes - old)),
+                )
             )
 
     def state(self) -> State:
         return to_dict(self.pool)
 
     def load(self, state: State) -> None:
-        self.pool = from_dict(Pool, state)
+        self._work_on(from_dict(Pool, state))
 
     def telemetry(self) -> dict[str, float]:
         """Leaves in use by all trees, missing values filled in; trees are never thrown away here."""

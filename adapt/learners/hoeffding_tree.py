@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from ...models.arrays import from_dict, to_dict
 from ...models.compiled import compiled
+from ...models.encoding import bound
 from ...models.guarded import Guards, learn_guarded, new_guards, watch
+from ...models.held import Held, hold
 from ...models.hoeffding import (
     ADAPTIVE,
     BAYES,
@@ -35,7 +37,7 @@ from ...models.hoeffding import (
 from ...models.splitting import has_room
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Learner, Prediction, State
-from .segments import bounded, test_then_train
+from .segments import classes_in, plain, test_then_train
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -55,10 +57,7 @@ def category_counts(spec: StreamSpec) -> list[int]:
 
 @compiled
 def pass_rows(
-    forest: Forest,
-    guards: Guards,
-    rules: Rules,
-    guard: Floats,
+    model: Held,
     x: Floats,
     y: Ints,
     answers: Ints,
@@ -72,21 +71,25 @@ def pass_rows(
     """Test, train, or both, row after row, in [start, stop) of x[B, d]; out[B, C]. A tree without data says class 0.
 
     guard: float64[2], ADWIN's deltas for warning and drift, or empty where the tree is not guarded. Stops before a
-    row to be trained on when there is no room for ``room`` leaves; returns where it stopped.
+    row to be trained on when there is no room for ``room`` leaves; returns where it stopped. model: a handle on
+    (forest, guards, rules, guard).
     """
+    forest, guards, rules, guard = model.value
     scratch = np.empty(forest.counts.shape[1])
+    row = np.empty(x.shape[1])
     for b in range(start, stop):
         if train and not has_room(forest, room):
             return b
+        bound(x[b], row)
         if test:
-            known = predict_tree(forest, rules, 0, x[b], out[b])
+            known = predict_tree(forest, rules, 0, row, out[b])
             answers[b] = top(out[b]) if known else 0
             if not known:
                 out[b] = 1.0 / out.shape[1]
         if train and guard.shape[0] > 0:
             watch(forest, guards, 0, 0.0 if answers[b] == y[b] else 1.0, guard[0], guard[1])
         if train:
-            learn_guarded(forest, rules, guards, 0, x[b], y[b], 1.0, scratch)
+            learn_guarded(forest, rules, guards, 0, row, y[b], 1.0, scratch)
     return stop
 
 
@@ -131,19 +134,23 @@ class HoeffdingTree(Learner):
             p.grace, p.delta, p.tau, LEAVES[p.leaf], multiway=not (p.binary or p.adaptive), max_depth=p.max_depth
         )
         self._guard = np.array([p.warning, p.drift] if p.adaptive else [], np.float64)
-        self._forest = new_forest([len(fan)] * 2, fan, max(2, spec.n_classes or 2), seed)
-        self._guards = new_guards(1)
         self._room = 4 + (max(fan) if self._rules.multiway else 2)
         self._max_bytes = int(p.max_mib * 2**20)
-        self._most_leaves = most_leaves(self._forest, self._max_bytes)
+        self._work_on(new_forest([len(fan)] * 2, fan, max(2, spec.n_classes or 2), seed), new_guards(1))
+
+    def _work_on(self, forest: Forest, guards: Guards) -> None:
+        """Take these arrays for the model from now on."""
+        self._forest, self._guards = forest, guards
+        self._model = hold((forest, guards, self._rules, self._guard))
+        self._most_leaves = most_leaves(forest, self._max_bytes)
 
     def predict(self, batch: Batch) -> Prediction:
-        return self._pass(bounded(batch.x), np.empty(0, np.int64), None, train=False)
+        return self._pass(plain(batch.x), np.empty(0, np.int64), None, train=False)
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         assert batch.y is not None
-        self._know(int(batch.y.max()) + 1)
-        self._pass(bounded(batch.x), np.array(batch.y), prediction.output, train=True)
+        self._know(classes_in(batch.y))
+        self._pass(plain(batch.x), plain(batch.y), prediction.output, train=True)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
@@ -163,27 +170,25 @@ class HoeffdingTree(Learner):
         at = 0
         while at < n:
             room = self._make_room() if train else 0
-            model = (self._forest, self._guards, self._rules, self._guard)
-            at = pass_rows(*model, x, y, answers, out, at, n, known is None, train, room)
+            at = pass_rows(self._model, x, y, answers, out, at, n, known is None, train, room)
         return Prediction(answers, out)
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
-        self._forest, room = with_room(self._forest, self._room, self._most_leaves)
+        forest, room = with_room(self._forest, self._room, self._most_leaves)
+        if forest is not self._forest:
+            self._work_on(forest, self._guards)
         return room
 
     def _know(self, classes: int) -> None:
         if classes > self._forest.counts.shape[1]:
-            self._forest = with_classes(self._forest, classes)
-            self._most_leaves = most_leaves(self._forest, self._max_bytes)
+            self._work_on(with_classes(self._forest, classes), self._guards)
 
     def state(self) -> State:
         return {"forest": to_dict(self._forest), "guards": to_dict(self._guards)}
 
     def load(self, state: State) -> None:
-        self._forest = from_dict(Forest, state["forest"])
-        self._guards = from_dict(Guards, state["guards"])
-        self._most_leaves = most_leaves(self._forest, self._max_bytes)
+        self._work_on(from_dict(Forest, state["forest"]), from_dict(Guards, state["guards"]))
 
     def telemetry(self) -> dict[str, float]:
         """Leaves in use, and how often the tree was replaced."""

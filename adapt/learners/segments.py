@@ -10,16 +10,16 @@ from ...streams import Array, Batch
 from ...streams.events import Features
 from ..learner import Prediction, stack
 
-LARGEST = 1e75
+
+def plain(array: Features) -> Array:
+    """An array as compiled code takes it, in C order and writeable: itself where it is so, else a copy."""
+    assert isinstance(array, np.ndarray)
+    return array if array.flags.c_contiguous and array.flags.writeable else np.array(array, order="C")
 
 
-def bounded(x: Features) -> Array:
-    """Table rows float64[B, d] as compiled code takes them: an array of its own in C order, numbers within +-1e75.
-
-    Squares of larger numbers, and sums of these, would leave the range of float64. NaN stays NaN.
-    """
-    assert isinstance(x, np.ndarray)
-    return np.minimum(np.maximum(x, -LARGEST, order="C"), LARGEST)
+def classes_in(y: Array) -> int:
+    """How many classes there must be for these codes (one comparison saved for the single row, the common case)."""
+    return int(y[0] if len(y) == 1 else y.max()) + 1
 
 
 class RowLoop(Protocol):
@@ -36,15 +36,14 @@ class RowLoop(Protocol):
         ...
 
     def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
-        """Test, then train, on rows [start, stop) of ``bounded`` rows, whose classes are all known."""
+        """Test, then train, on rows [start, stop) of plain rows, whose classes are all known."""
         ...
 
 
 def test_then_train(learner: RowLoop, batch: Batch) -> Prediction:
     """Row after row in compiled code; the row that brings a new class goes through ``predict`` and ``learn``."""
-    x, y = bounded(batch.x), batch.y
-    assert y is not None
-    y = np.array(y)
+    assert batch.y is not None
+    x, y = plain(batch.x), plain(batch.y)
     parts, at = [], 0
     while at < len(batch):
         fresh = np.flatnonzero(y[at:] >= learner.known_classes())
