@@ -23,7 +23,8 @@ class FileParams:
     delimiter: field separator of delimited text (auto: the first of , ; tab | that is in line 1). target: kind of
     label (auto: numeric labels with over 100 distinct values in the prefix, or over 10 if any is fractional, are
     regression). prefix: rows that settle the columns' types, their categories and the classes. nominal: columns
-    that are nominal though they look like numbers. drop: columns left out. classes: class names in code order
+    that are nominal though they look like numbers. open: nominal columns that may meet new categories (a column is
+    open by itself if the second half of the prefix still brought new ones). drop: columns left out. classes: class names in code order
     (open: those of the prefix, and later ones join; default: those of the prefix, and rows with others are
     rejected). missing: may feature values be missing. missing_label: what to do with a row without a label, reject
     or keep (it is then only predicted).
@@ -34,6 +35,7 @@ class FileParams:
     target: Literal["auto", "classification", "regression"] = "auto"
     prefix: int = 1000
     nominal: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     missing: bool = True
@@ -60,9 +62,9 @@ def open_file(
     ``params.prefix`` rows: a column is numeric if 90 % of its cells there are numbers or missing, else a date or time
     (ISO; seconds since 1970) by the same rule, else nominal.
 
-    Missing cells are empty, ``?``, ``NA``, ``N/A``, ``NaN``, ``null``. A nominal column settled from the prefix is
-    open: a category that was not in the prefix gets the code ``len(categories)``, one code for all such. In a closed
-    column of a given spec it makes a ``Rejected`` row. Class codes follow the sorted names (by number where they are
+    Missing cells are empty, ``?``, ``NA``, ``N/A``, ``NaN``, ``null``. A nominal column is closed, and a row with a
+    category that was not in the prefix is ``Rejected``, unless the column is open: then every such category gets the
+    code ``len(categories)``, one code for all. Class codes follow the sorted names (by number where they are
     numbers) of the prefix; a label outside them makes a ``Rejected`` row, unless ``classes=("open",)``.
 
     Rows that cannot be read (wrong width, a cell that is no number, an infinite value, a missing label, broken
@@ -83,6 +85,7 @@ def open_file(
         params.target,
         params.prefix,
         params.nominal,
+        params.open,
         params.drop,
         params.classes,
         params.missing,

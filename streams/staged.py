@@ -249,7 +249,7 @@ def airlines(params: Nothing, seed: int) -> Stream:  # noqa: ARG001
     """
     reader = _csv("airlines")
     nominal = ("UniqueCarrier", "Origin", "Dest")
-    rules = Rules("classification", 43_978, nominal, (*AIRLINES_LEAKS, "TailNum"))
+    rules = Rules("classification", 43_978, nominal, drop=(*AIRLINES_LEAKS, "TailNum"))
     spec, x, y = _loaded(reader, "IsArrDelayed", rules)
     columns = tuple(replace(c, open=False) for c in spec.columns)
     year = x[:, [c.name for c in columns].index("Year")]
@@ -265,7 +265,7 @@ def bike_sharing(params: Nothing, seed: int) -> Stream:  # noqa: ARG001
     thirds.
     """
     drop = ("instant", "dteday", "casual", "registered")
-    rules = Rules("regression", 17_379, ("season", "weekday", "weathersit"), drop, missing=False)
+    rules = Rules("regression", 17_379, ("season", "weekday", "weathersit"), drop=drop, missing=False)
     spec, x, y = _loaded(_csv("bike-sharing"), "cnt", rules)
     columns = tuple(replace(c, open=False) for c in spec.columns)
     return from_arrays(x, y, spec=replace(spec, name="bike-sharing", columns=columns, length=len(x)))

@@ -61,6 +61,7 @@ class Rules:
     target: Literal["auto", "classification", "regression"] = "auto"
     prefix: int = 1000
     nominal: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     missing: bool = True
@@ -97,11 +98,18 @@ def find_column(label: str | int | None, names: Sequence[str], source: str) -> i
     raise InputError(f"{source}: no column {label!r}; the columns are {shown}")
 
 
+def _grew_late(cells: Sequence[Any]) -> bool:
+    """Whether the second half of the prefix brought a category that the first half had not."""
+    half = len(cells) // 2
+    first = {category(c) for c in cells[:half] if not is_missing(c)}
+    return any(not is_missing(c) and category(c) not in first for c in cells[half:])
+
+
 def settle(reader: Reader, label: str | int | None, rules: Rules) -> Plan:
     """Decide from the first ``rules.prefix`` rows what every column is. Raises InputError where no row can be read."""
     cells = _prefix(reader, rules.prefix)
     target = find_column(label, reader.names, reader.name)
-    for wanted in (*rules.nominal, *rules.drop):
+    for wanted in (*rules.nominal, *rules.open, *rules.drop):
         find_column(wanted, reader.names, reader.name)
     if len(reader.names) < 2:
         raise InputError(
@@ -114,7 +122,8 @@ def settle(reader: Reader, label: str | int | None, rules: Rules) -> Plan:
         empty = all(map(is_missing, cells[j]))  # then any text may come: no category is known
         kind: Kind = "nominal" if empty or name in rules.nominal else _kind_of(cells[j])
         names = _ordered({category(c) for c in cells[j] if not is_missing(c)}) if kind == "nominal" else None
-        columns.append(Column(name, names, open=names is not None, missing=rules.missing))
+        still_growing = names is not None and (name in rules.open or empty or _grew_late(cells[j]))
+        columns.append(Column(name, names, open=still_growing, missing=rules.missing))
         sources.append(j)
         kinds.append(kind)
         codes.append({n: k for k, n in enumerate(names or ())})

@@ -59,7 +59,7 @@ def test_formats_give_equal_data(suffix: str, tmp_path: Path, table: Any, check_
     path = write(tmp_path, suffix)
     stream = dw.stream(path)
     assert [c.name for c in stream.spec.columns] == ["a", "b", "tree"]
-    assert stream.spec.columns[2] == dw.Column("tree", ("ash", "elm", "oak"), open=True)
+    assert stream.spec.columns[2] == dw.Column("tree", ("ash", "elm", "oak"))
     assert stream.spec.classes == ("no", "yes")
     assert stream.spec.target_name == "y"
     ids, x, y = table(stream)
@@ -126,17 +126,18 @@ def test_later_classes_and_categories(tmp_path: Path, check_seek: Any, table: An
     ]
     path = csv(tmp_path, "\n".join(lines) + "\n")
     closed = list(dw.stream(path, prefix=600))
-    assert [e.row for e in closed if isinstance(e, dw.Rejected)] == [699, 1399]
+    assert [e.row for e in closed if isinstance(e, dw.Rejected)] == [699, 1200, 1399]
     assert "'c' is not one of the 2 known classes" in next(e.reason for e in closed if isinstance(e, dw.Rejected))
-    stream = dw.stream(path, prefix=600, classes="open")
+    stream = dw.stream(path, prefix=600, classes="open", open="kind")
     assert stream.spec.classes is None
     ids, x, y = table(stream)
     assert y[[0, 1, 699, 1399]].tolist() == [0, 1, 2, 2]
     assert stream.spec.notes["class_names"] == ["a", "b", "c"]
     assert x[ids == 1200, 1].tolist() == [1.0]  # one code for every category that was not in the prefix
-    check_seek(lambda: dw.stream(path, prefix=600, classes="open"))
+    check_seek(lambda: dw.stream(path, prefix=600, classes="open", open="kind"))
     named = dw.stream(path, prefix=600, classes="c,b,a")
     assert table(named)[2][[0, 1, 699]].tolist() == [2, 1, 0]
+    assert dw.stream(path, prefix=1500).spec.columns[1].open  # "new" came in the prefix's second half
 
 
 def test_a_given_spec_closes_columns(tmp_path: Path, table: Any) -> None:
