@@ -1,4 +1,4 @@
-"""What the learner tests share: the first rows of a stream as one batch, and a walk over a forest's slots."""
+"""What tests of models and learners share: first rows of a stream as one batch, coin flips, a walk over a forest."""
 
 from __future__ import annotations
 
