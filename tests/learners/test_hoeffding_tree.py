@@ -1,10 +1,10 @@
 """The learner hoeffding-tree against river's HoeffdingTreeClassifier, its adaptive variant, and its edges.
 
-What differs from river, all of it (tests/models/test_hoeffding.py takes the differences away and then demands equality):
+What differs from river, all of it (tests/models/test_hoeffding.py takes the differences away and demands equality):
 rounding, where a leaf inherited fractions ("weight since the last attempt >= grace") or two splits gain the same; on
 ties a leaf's scoreboard takes the lowest class, river's the class it saw first; a class without weight in a leaf has
-no likelihood there, in river's naive Bayes it has 1; a row whose value is missing goes where most rows went, while river
-counts the weight that the leaves below hold now, and lets no leaf split on such a row.
+no likelihood there, in river's naive Bayes it has 1; a row whose value is missing goes where most rows went, while
+river counts the weight that the leaves below hold now, and lets no leaf split on such a row.
 """
 
 from __future__ import annotations
