@@ -25,6 +25,8 @@ class HeldType(types.StructRef):
 class Held(structref.StructRefProxy):
     """A handle; compiled code reads the tuple as ``handle.value``. The arrays are shared, not copied."""
 
+    value: Any
+
     def __new__(cls, value: Any) -> Held:
         return structref.StructRefProxy.__new__(cls, value)
 
