@@ -1,4 +1,4 @@
-"""What tests of models and learners share: first rows of a stream as one batch, coin flips, a walk over a forest."""
+"""What tests of models and learners share: rows of a stream, coin flips, a walk over a forest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import driftway as dw
 import numpy as np
 import pytest
 from driftway.streams import concatenate
+from river.tree.nodes.htc_nodes import LeafMajorityClass, LeafNaiveBayesAdaptive
+from river.tree.utils import do_naive_bayes_prediction
 
 
 def first_rows(name: str, rows: int, seed: int = 0, **params: Any) -> tuple[dw.StreamSpec, dw.Batch]:
@@ -59,3 +61,21 @@ def check_slots(forest: Any) -> int:
 @pytest.fixture(name="check_slots", scope="session")
 def check_slots_fixture() -> Callable[[Any], int]:
     return check_slots
+
+
+def learn_lowest_on_ties(self: Any, x: Any, y: Any, *, w: float = 1.0, tree: Any = None) -> None:
+    """River's scoreboard of an adaptive leaf, but the lowest class wins ties."""
+    for name, scores in (
+        ("_mc_correct_weight", LeafMajorityClass.prediction(self, x)),
+        ("_nb_correct_weight", do_naive_bayes_prediction(x, self.stats, self.splitters)),
+    ):
+        empty = not scores and name == "_mc_correct_weight"
+        if empty or (scores and max(sorted(scores), key=scores.get) == y):
+            setattr(self, name, getattr(self, name) + w)
+    LeafMajorityClass.learn_one(self, x, y, w=w, tree=tree)
+
+
+@pytest.fixture
+def river_takes_the_lowest_on_ties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test, river's adaptive leaves settle ties as ours do."""
+    monkeypatch.setattr(LeafNaiveBayesAdaptive, "learn_one", learn_lowest_on_ties)

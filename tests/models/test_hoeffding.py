@@ -35,8 +35,6 @@ from driftway.models.splitting import entropy, gain, has_room, learn_tree
 from numpy.testing import assert_allclose, assert_array_equal
 from river import tree
 from river.tree.nodes.branch import DTBranch
-from river.tree.nodes.htc_nodes import LeafMajorityClass, LeafNaiveBayesAdaptive
-from river.tree.utils import do_naive_bayes_prediction
 
 LEAVES = {MAJORITY: "mc", BAYES: "nb", ADAPTIVE: "nba"}
 FAN = [4, 0, 3, 0, 12]
@@ -171,31 +169,19 @@ class Straight(tree.HoeffdingTreeClassifier):
         return scores if node is None else scores | node.prediction(x, tree=self)
 
 
-def learn_lowest_on_ties(self: Any, x: Any, y: Any, *, w: float = 1.0, tree: Any = None) -> None:
-    """River's scoreboard of an adaptive leaf, but the lowest class wins ties."""
-    for name, scores in (
-        ("_mc_correct_weight", LeafMajorityClass.prediction(self, x)),
-        ("_nb_correct_weight", do_naive_bayes_prediction(x, self.stats, self.splitters)),
-    ):
-        empty = not scores and name == "_mc_correct_weight"
-        if empty or (scores and max(sorted(scores), key=scores.get) == y):
-            setattr(self, name, getattr(self, name) + w)
-    LeafMajorityClass.learn_one(self, x, y, w=w, tree=tree)
-
-
 # --- beside river -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("river_takes_the_lowest_on_ties")
 @pytest.mark.parametrize("missing", [0.0, 0.1])
 @pytest.mark.parametrize("multiway", [True, False])
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_every_answer_is_rivers_once_ties_and_missing_values_are_treated_alike(
-    leaf: int, multiway: bool, missing: float, monkeypatch: pytest.MonkeyPatch
+    leaf: int, multiway: bool, missing: float
 ) -> None:
     rows = mixed_rows(4_000, missing)
     delta = 1e-3 if multiway else 0.2
     answers, _, forest = grown(rows, Rules(grace=50.0, delta=delta, leaf=leaf, multiway=multiway))
-    monkeypatch.setattr(LeafNaiveBayesAdaptive, "learn_one", learn_lowest_on_ties)
     model = Straight(
         grace_period=50,
         delta=delta,
