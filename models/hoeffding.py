@@ -295,12 +295,11 @@ def find_leaf(forest: Forest, tree: int, x: Floats) -> int:
 @inner
 def majority_of(forest: Forest, slot: int, out: Floats) -> bool:
     """Class shares of a leaf into out[C]; False (and zeros) where the leaf is empty."""
-    counts = forest.counts[slot]
-    total = 0.0
-    for c in range(counts.shape[0]):
-        total += counts[c]
-    for c in range(counts.shape[0]):
-        out[c] = counts[c] / total if total > 0 else 0.0
+    counts, total = forest.counts, 0.0
+    for c in range(counts.shape[1]):
+        total += counts[slot, c]
+    for c in range(counts.shape[1]):
+        out[c] = counts[slot, c] / total if total > 0 else 0.0
     return total > 0
 
 
@@ -324,38 +323,38 @@ def bayes_of(forest: Forest, slot: int, x: Floats, out: Floats) -> bool:
     """Naive Bayes posteriors of a leaf into out[C]: p(c|x) ~ p(c) prod_f p(x_f|c); False where the leaf is empty.
 
     A feature without a spread for a class (fewer than two values seen, all equal, or missing) says nothing of it.
+    Most of the time of a forest goes by here, so arrays are indexed in place: a view of a row costs as much as
+    the arithmetic on it.
     """
-    counts, subset = forest.counts[slot], forest.subset[slot]
-    observers = forest.observer[slot]
-    total = 0.0
-    for c in range(counts.shape[0]):
-        total += counts[c]
+    counts, subset, observer = forest.counts, forest.subset, forest.observer
+    n_classes, width, total = counts.shape[1], 0, 0.0
+    for c in range(n_classes):
+        total += counts[slot, c]
     if total <= 0:
         out[:] = 0.0
         return False
-    width = 0
-    while width < subset.shape[0] and subset[width] >= 0:
+    while width < subset.shape[1] and subset[slot, width] >= 0:
         width += 1
     best, nominal = -np.inf, forest.categories.shape[2] > 0
-    for c in range(counts.shape[0]):
-        if counts[c] <= 0:
+    for c in range(n_classes):
+        if counts[slot, c] <= 0:
             out[c] = -np.inf
             continue
-        score = np.log(counts[c] / total)
+        score = np.log(counts[slot, c] / total)
         for j in range(width):  # nominal features have slope and offset 0
-            value = x[subset[j]]
-            gap = value - observers[c, MEAN, j]
-            density = observers[c, OFFSET, j] + observers[c, SLOPE, j] * gap * gap
+            value = x[subset[slot, j]]
+            gap = value - observer[slot, c, MEAN, j]
+            density = observer[slot, c, OFFSET, j] + observer[slot, c, SLOPE, j] * gap * gap
             score += density if value == value else 0.0
         if nominal:
             score += categories_of(forest, slot, c, x)
         out[c] = score
         best = max(best, score)
     total = 0.0
-    for c in range(counts.shape[0]):
+    for c in range(n_classes):
         out[c] = np.exp(out[c] - best)
         total += out[c]
-    for c in range(counts.shape[0]):
+    for c in range(n_classes):
         out[c] /= total
     return True
 
@@ -378,8 +377,8 @@ def predict_tree(forest: Forest, rules: Rules, tree: int, x: Floats, out: Floats
         out[:] = 0.0
         return False
     slot = forest.node[at, LEAF]
-    record = forest.leaf[slot]
-    if rules.leaf == BAYES or (rules.leaf == ADAPTIVE and record[BAYES_RIGHT] >= record[MAJORITY_RIGHT]):
+    bayes_leads = forest.leaf[slot, BAYES_RIGHT] >= forest.leaf[slot, MAJORITY_RIGHT]
+    if rules.leaf == BAYES or (rules.leaf == ADAPTIVE and bayes_leads):
         return bayes_of(forest, slot, x, out)
     return majority_of(forest, slot, out)
 
@@ -387,37 +386,40 @@ def predict_tree(forest: Forest, rules: Rules, tree: int, x: Floats, out: Floats
 @inner
 def observe(forest: Forest, slot: int, x: Floats, y: int, weight: float) -> None:
     """Add a row to a leaf: class weight, and per observed feature a weighted Welford step or a category count."""
+    observer = forest.observer
     forest.counts[slot, y] += weight
-    subset, observer = forest.subset[slot], forest.observer[slot, y]
-    for j in range(subset.shape[0]):
-        f = subset[j]
+    for j in range(forest.subset.shape[1]):
+        f = forest.subset[slot, j]
         if f < 0:
             break
         value = x[f]
         if np.isnan(value):
             continue
-        if observer[COUNT, j] == 0:
-            observer[LOW, j] = observer[HIGH, j] = value
-        observer[COUNT, j] += weight
+        count = observer[slot, y, COUNT, j] + weight
+        observer[slot, y, COUNT, j] = count
         if forest.slot[f] >= 0:
             forest.categories[slot, y, forest.slot[f] + int(value) % forest.fan[f]] += weight
             continue
-        if value < observer[LOW, j]:
-            observer[LOW, j] = value
-        elif value > observer[HIGH, j]:
-            observer[HIGH, j] = value
-        gap = value - observer[MEAN, j]
-        observer[MEAN, j] += weight * gap / observer[COUNT, j]
-        observer[SQUARES, j] += weight * gap * (value - observer[MEAN, j])
-        variance = variance_of(forest, observer, j, f)
+        if count == weight:
+            observer[slot, y, LOW, j] = observer[slot, y, HIGH, j] = value
+        elif value < observer[slot, y, LOW, j]:
+            observer[slot, y, LOW, j] = value
+        elif value > observer[slot, y, HIGH, j]:
+            observer[slot, y, HIGH, j] = value
+        gap = value - observer[slot, y, MEAN, j]
+        mean = observer[slot, y, MEAN, j] + weight * gap / count
+        observer[slot, y, MEAN, j] = mean
+        observer[slot, y, SQUARES, j] += weight * gap * (value - mean)
+        variance = variance_of(forest, slot, y, j, f)
         if variance > SMALLEST_VARIANCE:
-            observer[SLOPE, j] = -0.5 / variance
-            observer[OFFSET, j] = -HALF_LOG_TAU - 0.5 * np.log(variance)
+            observer[slot, y, SLOPE, j] = -0.5 / variance
+            observer[slot, y, OFFSET, j] = -HALF_LOG_TAU - 0.5 * np.log(variance)
 
 
 @inner
-def variance_of(forest: Forest, observer: Floats, j: int, f: int) -> float:
+def variance_of(forest: Forest, slot: int, c: int, j: int, f: int) -> float:
     """Sample variance of one Gaussian, at least the feature's floor; 0 where fewer than two units of weight came."""
-    if observer[COUNT, j] <= 1:
+    count = forest.observer[slot, c, COUNT, j]
+    if count <= 1:
         return 0.0
-    return max(observer[SQUARES, j] / (observer[COUNT, j] - 1.0), forest.floor[f])
+    return max(forest.observer[slot, c, SQUARES, j] / (count - 1.0), forest.floor[f])

@@ -88,16 +88,18 @@ def gain(before: float, branches: Floats, min_branch: float) -> float:
 
 
 @inner
-def share_below(forest: Forest, observer: Floats, j: int, f: int, cut: float) -> float:
-    """Weight of one class that its Gaussian puts at or below a cut: n Phi((cut - mean) / sigma)."""
-    if cut < observer[LOW, j]:
+def share_below(forest: Forest, slot: int, c: int, j: int, f: int, cut: float) -> float:
+    """Weight of class c that its Gaussian puts at or below a cut: n Phi((cut - mean) / sigma)."""
+    observer = forest.observer
+    if cut < observer[slot, c, LOW, j]:
         return 0.0
-    if cut >= observer[HIGH, j]:
-        return observer[COUNT, j]
-    variance = variance_of(forest, observer, j, f)
+    if cut >= observer[slot, c, HIGH, j]:
+        return observer[slot, c, COUNT, j]
+    variance = variance_of(forest, slot, c, j, f)
     if variance <= 0:
         return 0.0
-    return observer[COUNT, j] * 0.5 * math.erfc((observer[MEAN, j] - cut) / math.sqrt(2.0 * variance))
+    gap = (observer[slot, c, MEAN, j] - cut) / math.sqrt(2.0 * variance)
+    return observer[slot, c, COUNT, j] * 0.5 * math.erfc(gap)
 
 
 @inner
@@ -117,9 +119,8 @@ def best_cut(forest: Forest, rules: Rules, slot: int, j: int, before: float, hal
         if not low < cut < high:
             continue
         for c in range(n_classes):
-            observer = forest.observer[slot, c]
-            halves[0, c] = share_below(forest, observer, j, f, cut)
-            halves[1, c] = observer[COUNT, j] - halves[0, c]
+            halves[0, c] = share_below(forest, slot, c, j, f, cut)
+            halves[1, c] = forest.observer[slot, c, COUNT, j] - halves[0, c]
         merit = gain(before, halves, rules.min_branch)
         if merit > best:
             best, value = merit, cut
@@ -215,7 +216,7 @@ def split_in_two(forest: Forest, tree: int, at: int, j: int, value: float) -> No
     for c in range(forest.counts.shape[1]):
         observer = forest.observer[slot, c]
         if forest.slot[f] < 0:
-            below = share_below(forest, observer, j, f, value)
+            below = share_below(forest, slot, c, j, f, value)
         else:
             below = forest.categories[slot, c, forest.slot[f] + int(value)]
         forest.counts[forest.node[left, LEAF], c] = below
@@ -276,14 +277,15 @@ def learn_tree(forest: Forest, rules: Rules, tree: int, x: Floats, y: int, weigh
         at = child_of(forest, at, x, True)
         forest.node_value[at, WEIGHT] += weight
     slot = forest.node[at, LEAF]
-    record = forest.leaf[slot]
     if rules.leaf == ADAPTIVE:
         if not majority_of(forest, slot, scratch) or top(scratch) == y:
-            record[MAJORITY_RIGHT] += weight
+            forest.leaf[slot, MAJORITY_RIGHT] += weight
         if bayes_of(forest, slot, x, scratch) and top(scratch) == y:
-            record[BAYES_RIGHT] += weight
+            forest.leaf[slot, BAYES_RIGHT] += weight
     observe(forest, slot, x, y, weight)
-    total = sum_of(forest.counts[slot])
-    if total - record[ATTEMPTED] >= rules.grace and forest.node[at, DEPTH] < rules.max_depth:
-        record[ATTEMPTED] = total
+    total = 0.0
+    for c in range(forest.counts.shape[1]):
+        total += forest.counts[slot, c]
+    if total - forest.leaf[slot, ATTEMPTED] >= rules.grace and forest.node[at, DEPTH] < rules.max_depth:
+        forest.leaf[slot, ATTEMPTED] = total
         attempt_split(forest, rules, tree, at)
