@@ -45,6 +45,8 @@ CASES = [
     Case("driftmoe"),
     Case("driftmoe", {"lean": True}),
     Case("driftmoe", {"faithful": True}),
+    Case("driftmoe", {"variant": "task"}),
+    Case("driftmoe", {"variant": "task", "faithful": True}),
     Case("river:tree.HoeffdingTreeClassifier", saves=False),
     Case("river:tree.HoeffdingTreeRegressor", {"leaf_prediction": "mean"}, saves=False),
 ]
