@@ -26,8 +26,8 @@ class FileParams:
     that are nominal though they look like numbers. open: nominal columns that may meet new categories (a column is
     open by itself if the second half of the prefix still brought new ones). drop: columns left out. classes: class
     names in code order (open: those of the prefix, and later ones join; default: those of the prefix, and rows with
-    others are rejected). missing: may feature values be missing. missing_label: what to do with a row without a label, reject
-    or keep (it is then only predicted).
+    others are rejected). missing: may feature values be missing. missing_label: what to do with a row without a
+    label, reject or keep (it is then only predicted).
     """
 
     header: Literal["auto", "yes", "no"] = "auto"

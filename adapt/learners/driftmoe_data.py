@@ -124,7 +124,7 @@ def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Fl
         softmax_scores(pool.linear[m], desk.encoded, n_classes, p[trees + m])
     route(pool.router, NO_DROPOUT, desk.inputs, desk.hidden1, desk.hidden2, z)
     if not plan.top_one:
-        vote(plan, pool, desk, z, p)
+        vote(plan.exponents, pool.recency, desk.votes, z, p)
         for r in range(said.shape[0]):
             said[r] = top(desk.votes[r])
     if sum_of(pool.labels) == 0:
@@ -189,15 +189,15 @@ def trust_in(logit: float) -> float:
 
 
 @inner
-def vote(plan: Plan, pool: Pool, desk: Desk, z: Singles, p: Floats) -> None:
-    """desk.votes[r, k] = sum_i a_i^gamma sigma(z_i)^kappa P_i[k] for every rule r."""
-    desk.votes[:] = 0.0
+def vote(exponents: Floats, recency: Floats, votes: Floats, z: Singles, p: Floats) -> None:
+    """votes[r, k] = sum_i a_i^gamma sigma(z_i)^kappa P_i[k] for every rule r."""
+    votes[:] = 0.0
     for i in range(p.shape[0]):
         trust = trust_in(z[i])
-        for r in range(plan.exponents.shape[0]):
-            share = power(pool.recency[r, i], plan.exponents[r, 0]) * power(trust, plan.exponents[r, 1])
+        for r in range(exponents.shape[0]):
+            share = power(recency[r, i], exponents[r, 0]) * power(trust, exponents[r, 1])
             for k in range(p.shape[1]):
-                desk.votes[r, k] += share * p[i, k]
+                votes[r, k] += share * p[i, k]
 
 
 @inner
@@ -246,9 +246,9 @@ def judge(plan: Plan, pool: Pool, y: int, z: Singles, p: Floats, said: Ints) -> 
     rule = top(pool.standing)
     total = 0.0
     for i in range(p.shape[0]):
-        total += say(plan, pool, rule, i, z)
+        total += say(plan.exponents, pool.recency, rule, i, z)
     for i in range(p.shape[0]):
-        pool.usage[i] += (1.0 - USAGE_MEMORY) * (say(plan, pool, rule, i, z) / total - pool.usage[i])
+        pool.usage[i] += (1.0 - USAGE_MEMORY) * (say(plan.exponents, pool.recency, rule, i, z) / total - pool.usage[i])
     for r in range(plan.exponents.shape[0]):
         hit = 1.0 if said[r] == y else 0.0
         pool.standing[r] += (1.0 - RULE_MEMORY) * (hit - pool.standing[r])
@@ -260,9 +260,9 @@ def judge(plan: Plan, pool: Pool, y: int, z: Singles, p: Floats, said: Ints) -> 
 
 
 @inner
-def say(plan: Plan, pool: Pool, rule: int, i: int, z: Singles) -> float:
+def say(exponents: Floats, recency: Floats, rule: int, i: int, z: Singles) -> float:
     """Weight of expert i under a rule."""
-    return power(pool.recency[rule, i], plan.exponents[rule, 0]) * power(trust_in(z[i]), plan.exponents[rule, 1])
+    return power(recency[rule, i], exponents[rule, 0]) * power(trust_in(z[i]), exponents[rule, 1])
 
 
 @compiled
