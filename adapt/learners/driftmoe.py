@@ -39,9 +39,10 @@ class DriftMoE(Learner):
         """Settings of DriftMoE; the defaults are ours, ``faithful=true`` gives the published ones."""
 
         variant: Literal["data", "task"] = "data"
-        """data: multi-class experts, answered by routing. task: one tree per class."""
+        """data: multi-class experts, answered by routing. task: one tree per class; of the settings below it takes
+        hidden, rate, scale, grace, delta, tau and max_mib."""
         faithful: bool = False
-        """The published settings, whatever else is said here."""
+        """The published settings, whatever is said below (but for noise and max_mib)."""
         lean: bool = False
         """For speed: no generalists, ten specialists of which three learn each row."""
         generalists: int = 4
@@ -180,7 +181,7 @@ class DataMixture:
         widths = [max(1, round(d**0.5))] * s.generalists + [wide] * s.specialists
         rules = [r for r in RULES if s.answer != "vote" or r[1] == 0]
         self.plan = data.Plan(
-            rules=Rules(s.grace, s.delta, s.tau, ADAPTIVE, forget_pure=s.faithful, multiway=False),
+            rules=Rules(s.grace, s.delta, s.tau, ADAPTIVE, forget_pure=s.faithful, multiway=s.faithful),
             generalists=s.generalists,
             top_k=s.top_k,
             top_one=s.answer == "top-1",
@@ -201,6 +202,8 @@ class DataMixture:
         encoder = new_encoder(fan, clip=5.0 if s.scale else 0.0)
         width, experts = encoded_width(encoder), trees + len(s.linear_rates)
         router_seed, tree_seed = np.random.SeedSequence(seed).spawn(2)
+        split = 1 + max(2, *fan) if s.faithful else 3
+        self._room = split * (s.top_k if s.faithful else 2 * trees)
         self._max_bytes = int(s.max_mib * 2**20)
         pool = data.Pool(
             forest=new_forest(widths * 2, fan, classes, int(tree_seed.generate_state(1)[0])),
@@ -266,7 +269,7 @@ class DataMixture:
 
     def _make_room(self) -> int:
         """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
-        forest, room = with_room(self.pool.forest, 3 * len(self.pool.forest.root), self._most_leaves)
+        forest, room = with_room(self.pool.forest, self._room, self._most_leaves)
         if forest is not self.pool.forest:
             self._work_on(self.pool._replace(forest=forest))
         return room
@@ -292,6 +295,7 @@ class DataMixture:
         self._work_on(from_dict(data.Pool, state))
 
     def telemetry(self) -> dict[str, float]:
-        """Each expert's decayed share in the answers, and how many trees were replaced."""
+        """Each expert's decayed share in the answers, missing values filled in, how many trees were replaced."""
         shares = {f"expert_{i}": round(float(share), 6) for i, share in enumerate(self.pool.usage)}
-        return {**shares, "resets": float(self.pool.guards.replaced.sum())}
+        replaced = float(self.pool.guards.replaced.sum())
+        return {**shares, "imputed": float(self.pool.encoder.imputed[0]), "resets": replaced}

@@ -4,8 +4,10 @@
     every ``grace`` units of weight: split the leaf if the best feature leads by more than the Hoeffding bound
 
 Defaults and conventions are those of river's ``HoeffdingTreeClassifier``, with which it agrees row by row but for
-rounding (tests/learners/test_hoeffding_tree.py holds it to that). Ours: ``adaptive``, which guards the tree by ADWIN
-and grows a background tree (as in adaptive random forests), and the bound on memory, at which the tree stops growing.
+rounding, ties in a leaf's scoreboard and where missing values go (tests/learners/test_hoeffding_tree.py lists it all).
+Leaves at ``max_depth`` go on with naive Bayes, river's fall back to the majority.
+Ours: ``adaptive``, which guards the tree by ADWIN and grows a background tree (as in adaptive random forests), and the
+bound on memory, at which the tree stops growing.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from driftway.models.router import FILLED, ROWS, STEPS, layout
 from numpy.testing import assert_allclose, assert_array_equal
 from river import tree
 
-LONE = {"grace": 50.0, "delta": 1e-7, "binary": True}
+LONE = {"grace": 50.0, "delta": 1e-7}
 
 
 def published(spec: dw.StreamSpec, seed: int = 0, **changes: Any) -> DataMixture:
@@ -97,12 +97,12 @@ def root_weights(mixture: DataMixture) -> np.ndarray:
     return np.array([forest.node_value[r, 1] if r >= 0 else 0.0 for r in forest.root[:trees]])
 
 
-@pytest.mark.parametrize("stream", ["table", "sea-drift"])
+@pytest.mark.parametrize("stream", ["table", "agrawal-drift"])
 @pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (4, 4)])
 def test_one_tree_or_trees_that_all_learn_are_a_lone_tree(
     stream: str, experts: int, top_k: int, first_rows: Any
 ) -> None:
-    spec, batch = table(3_000) if stream == "table" else first_rows(stream, 3_000)
+    spec, batch = table(3_000) if stream == "table" else first_rows(stream, 6_000)
     mixture = published(spec, specialists=experts, top_k=top_k)
     lone = dw.learner("hoeffding-tree", spec, **LONE)
     one, other = mixture.test_then_train(batch), lone.test_then_train(batch)
