@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import inner
+from .compiled import inlined, inner
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -30,6 +30,7 @@ COUNT, MEAN, SQUARES, LOW, HIGH, SLOPE, OFFSET = range(7)  # rows of observer; l
 MAJORITY, BAYES, ADAPTIVE = range(3)  # what a leaf predicts with
 FREE_NODES, FREE_LEAVES, USED_FAN = range(3)  # entries of used
 
+NEGLIGIBLE = -700.0  # log odds beyond which a posterior is 0: its exponential would be denormal, and slow
 HALF_LOG_TAU = 0.5 * np.log(2 * np.pi)
 SMALLEST_VARIANCE = 1e-150  # below it a spread counts as none, so that 1 / variance stays finite
 
@@ -281,18 +282,22 @@ def child_of(forest: Forest, at: int, x: Floats, learning: bool) -> int:
     return int(node[LEFT]) if left_heavier else int(node[RIGHT])
 
 
-@inner
+@inlined
 def find_leaf(forest: Forest, tree: int, x: Floats) -> int:
     """The leaf node a row falls into; -1 for an unborn tree."""
-    at = forest.root[tree]
+    node, at = forest.node, forest.root[tree]
     if at < 0:
         return -1
-    while forest.node[at, KIND] != IS_LEAF:
-        at = child_of(forest, at, x, False)
+    while node[at, KIND] != IS_LEAF:
+        value = x[node[at, FEATURE]]
+        if node[at, KIND] == NUMERIC and value == value:
+            at = np.int64(node[at, LEFT] if value <= forest.node_value[at, THRESHOLD] else node[at, RIGHT])
+        else:
+            at = child_of(forest, at, x, False)
     return at
 
 
-@inner
+@inlined
 def majority_of(forest: Forest, slot: int, out: Floats) -> bool:
     """Class shares of a leaf into out[C]; False (and zeros) where the leaf is empty."""
     counts, total = forest.counts, 0.0
@@ -318,7 +323,7 @@ def categories_of(forest: Forest, slot: int, c: int, x: Floats) -> float:
     return score
 
 
-@inner
+@inlined
 def bayes_of(forest: Forest, slot: int, x: Floats, out: Floats) -> bool:
     """Naive Bayes posteriors of a leaf into out[C]: p(c|x) ~ p(c) prod_f p(x_f|c); False where the leaf is empty.
 
@@ -352,7 +357,7 @@ def bayes_of(forest: Forest, slot: int, x: Floats, out: Floats) -> bool:
         best = max(best, score)
     total = 0.0
     for c in range(n_classes):
-        out[c] = np.exp(out[c] - best)
+        out[c] = np.exp(out[c] - best) if out[c] - best > NEGLIGIBLE else 0.0
         total += out[c]
     for c in range(n_classes):
         out[c] /= total
@@ -369,7 +374,7 @@ def top(scores: Floats) -> int:
     return best
 
 
-@inner
+@inlined
 def predict_tree(forest: Forest, rules: Rules, tree: int, x: Floats, out: Floats) -> bool:
     """Class probabilities of one tree for a row x[d] into out[C]; False where the tree knows nothing."""
     at = find_leaf(forest, tree, x)

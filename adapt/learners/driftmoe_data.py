@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...models.compiled import compiled, inner
+from ...models.compiled import compiled, inlined, inner
 from ...models.encoding import Encoder, bound, encode, observe_scale
 from ...models.guarded import Guards, learn_guarded, poisson, watch
 from ...models.held import Held
@@ -112,13 +112,11 @@ def new_desk(pool: Pool) -> Desk:
     )
 
 
-@inner
+@inlined
 def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Floats, said: Ints, out: Floats) -> int:
     """Answer for x[d]: fills the logits z[E], the experts' opinions p[E, C] and the scores out[C]; changes no state."""
     trees, n_classes = pool.guards.replaced.shape[0], out.shape[0]
-    for i in range(trees):
-        if not predict_tree(pool.forest, plan.rules, i, x, p[i]):
-            p[i] = 1.0 / n_classes
+    ask_trees(pool.forest, plan.rules, trees, x, p)
     encode_inputs(plan, pool, desk, x)
     for m in range(plan.linear_rates.shape[0]):
         softmax_scores(pool.linear[m], desk.encoded, n_classes, p[trees + m])
@@ -142,6 +140,29 @@ def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Fl
 
 
 @inner
+def ask_trees(forest: Forest, rules: Rules, trees: int, x: Floats, p: Floats) -> None:
+    """The opinion of every tree on x[d] into p[i, C]; an unborn tree has none for any class."""
+    for i in range(trees):
+        if not predict_tree(forest, rules, i, x, p[i]):
+            p[i] = 1.0 / p.shape[1]
+
+
+@inner
+def train_trees(
+    plan: Plan, forest: Forest, guards: Guards, trained: Ints, x: Floats, y: int, z: Singles, p: Floats, scratch: Floats
+) -> None:
+    """Train every generalist, and the top-K specialists of z[E], on (x, y)."""
+    trees = guards.replaced.shape[0]
+    for i in range(trees):
+        if i < plan.generalists or rank(z, plan.generalists, trees, i) < plan.top_k:
+            if plan.guarded:
+                watch(forest, guards, i, 0.0 if top(p[i]) == y else 1.0, plan.warning, plan.drift)
+            weight = poisson(forest, i, plan.poisson)
+            learn_guarded(forest, plan.rules, guards, i, x, y, weight, scratch)
+            trained[i] += 1
+
+
+@inlined
 def encode_inputs(plan: Plan, pool: Pool, desk: Desk, x: Floats) -> None:
     """The row as the linear experts (desk.encoded) and the router (desk.inputs) see it."""
     encode(pool.encoder, x, desk.encoded)
@@ -200,7 +221,7 @@ def vote(exponents: Floats, recency: Floats, votes: Floats, z: Singles, p: Float
                 votes[r, k] += share * p[i, k]
 
 
-@inner
+@inlined
 def learn_row(
     plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles, p: Floats, said: Ints, at_hand: bool
 ) -> None:
@@ -217,13 +238,7 @@ def learn_row(
     if not (plan.contrast and right == p.shape[0]):
         desk.weight[:] = class_weight(pool.labels, y) if plan.balance else 1.0
         collect(pool.router, NO_DROPOUT, desk.inputs, desk.mask, desk.weight, plan.router_rate, plan.passes)
-    for i in range(trees):
-        if i < plan.generalists or rank(z, plan.generalists, trees, i) < plan.top_k:
-            if plan.guarded:
-                watch(pool.forest, pool.guards, i, 0.0 if top(p[i]) == y else 1.0, plan.warning, plan.drift)
-            weight = poisson(pool.forest, i, plan.poisson)
-            learn_guarded(pool.forest, plan.rules, pool.guards, i, x, y, weight, desk.scratch)
-            pool.trained[i] += 1
+    train_trees(plan, pool.forest, pool.guards, pool.trained, x, y, z, p, desk.scratch)
     for m in range(plan.linear_rates.shape[0]):
         softmax_scores(pool.linear[m], desk.encoded, desk.scratch.shape[0], desk.scratch)
         softmax_step(pool.linear[m], desk.encoded, y, desk.scratch, desk.scratch.shape[0], plan.linear_rates[m], 0.0)
@@ -235,7 +250,7 @@ def learn_row(
                 pool.forest.floor[f] = plan.floor * pool.encoder.squares[f] / pool.encoder.seen[f]
 
 
-@inner
+@inlined
 def judge(plan: Plan, pool: Pool, y: int, z: Singles, p: Floats, said: Ints) -> None:
     """Settle how right each rule and, under each rule's memory, each expert has been; and who had a say."""
     if plan.top_one:
