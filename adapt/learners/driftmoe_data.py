@@ -11,6 +11,9 @@ The order for every row (x, y), as in the paper and in the corrected code:
 From the paper: experts, router, mask, top-K training. From us, where not ``faithful``: generalists, linear experts,
 Poisson weights, guards, standardised router input, and the rule of answering (gamma, kappa, rho) chosen on line.
 
+Where labels are late, z, P and what each rule answered are those of the time of prediction; the row is encoded, and the
+router's gradient taken, as things stand when the label comes.
+
 Legend: d columns, D encoded inputs, E experts (T trees, then M linear models), C classes, R rules.
 """
 
@@ -114,7 +117,10 @@ def new_desk(pool: Pool) -> Desk:
 
 @inlined
 def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Floats, said: Ints, out: Floats) -> int:
-    """Answer for x[d]: fills the logits z[E], the experts' opinions p[E, C] and the scores out[C]; changes no state."""
+    """Answer for x[d]; changes no state.
+
+    Fills the logits z[E], the experts' opinions p[E, C], the answer said[R] of every rule and the scores out[C].
+    """
     trees, n_classes = pool.guards.replaced.shape[0], out.shape[0]
     ask_trees(pool.forest, plan.rules, trees, x, p)
     encode_inputs(plan, pool, desk, x)
@@ -225,9 +231,9 @@ def vote(exponents: Floats, recency: Floats, votes: Floats, z: Singles, p: Float
 def learn_row(
     plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles, p: Floats, said: Ints, at_hand: bool
 ) -> None:
-    """Learn (x[d], y) with the logits z[E] and opinions p[E, C] of the moment of prediction.
+    """Learn (x[d], y) with the logits z[E], opinions p[E, C] and answers said[R] of the moment of prediction.
 
-    at_hand: nothing was learnt since, so the desk still holds the encoded row and the votes.
+    at_hand: nothing was learnt since, so the desk still holds the encoded row.
     """
     trees = pool.guards.replaced.shape[0]
     if not at_hand:
@@ -252,7 +258,10 @@ def learn_row(
 
 @inlined
 def judge(plan: Plan, pool: Pool, y: int, z: Singles, p: Floats, said: Ints) -> None:
-    """Settle how right each rule and, under each rule's memory, each expert has been; and who had a say."""
+    """Settle how right each rule was (said[R]) and, under each rule's memory, each expert; and who had a say.
+
+    Rules are held to their answers of the moment of prediction: when labels are late, they would answer better now.
+    """
     if plan.top_one:
         chosen = first_choice(z)
         for i in range(p.shape[0]):
@@ -336,7 +345,9 @@ def pass_rows(
     train: bool,
     room: int,
 ) -> int:
-    """Test, train, or both, row after row, in [start, stop) of x[B, d]; z[B, E], p[B, E, C], out[B, C].
+    """Test, train, or both, row after row, in [start, stop) of x[B, d].
+
+    z[B, E], p[B, E, C], said[B, R]: what ``learn_row`` wants back; out[B, C]: scores.
 
     Stops before a row to be trained on when there is no room for ``room`` leaves; returns where it stopped. (One
     entry for all three uses: everything below it is compiled once.) model: a handle on (plan, pool, desk).
