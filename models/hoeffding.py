@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import inlined, inner
+from .compiled import inner
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -239,19 +239,22 @@ def fell(forest: Forest, tree: int) -> None:
     """Free every slot of a tree. Multiway branch tables are not reclaimed: forests that fell trees split in two."""
     if forest.root[tree] < 0:
         return
-    stack = [forest.root[tree]]
-    while stack:
-        at = stack.pop()
+    waiting, count = np.empty(forest.node.shape[0], np.int64), 1
+    waiting[0] = forest.root[tree]
+    while count > 0:
+        count -= 1
+        at = waiting[count]
         node = forest.node[at]
         if node[KIND] == IS_LEAF:
             forest.free_leaves[forest.used[FREE_LEAVES]] = node[LEAF]
             forest.used[FREE_LEAVES] += 1
         elif node[KIND] == MULTIWAY:
             for b in range(node[RIGHT]):
-                stack.append(np.int64(forest.branches[node[LEFT] + b]))  # noqa: PERF401 - compiled
+                waiting[count + b] = forest.branches[node[LEFT] + b]
+            count += node[RIGHT]
         else:
-            stack.append(np.int64(node[LEFT]))
-            stack.append(np.int64(node[RIGHT]))
+            waiting[count], waiting[count + 1] = node[LEFT], node[RIGHT]
+            count += 2
         forest.free_nodes[forest.used[FREE_NODES]] = at
         forest.used[FREE_NODES] += 1
     forest.root[tree] = -1
@@ -282,7 +285,7 @@ def child_of(forest: Forest, at: int, x: Floats, learning: bool) -> int:
     return int(node[LEFT]) if left_heavier else int(node[RIGHT])
 
 
-@inlined
+@inner
 def find_leaf(forest: Forest, tree: int, x: Floats) -> int:
     """The leaf node a row falls into; -1 for an unborn tree."""
     node, at = forest.node, forest.root[tree]
@@ -297,7 +300,7 @@ def find_leaf(forest: Forest, tree: int, x: Floats) -> int:
     return at
 
 
-@inlined
+@inner
 def majority_of(forest: Forest, slot: int, out: Floats) -> bool:
     """Class shares of a leaf into out[C]; False (and zeros) where the leaf is empty."""
     counts, total = forest.counts, 0.0
@@ -323,7 +326,7 @@ def categories_of(forest: Forest, slot: int, c: int, x: Floats) -> float:
     return score
 
 
-@inlined
+@inner
 def bayes_of(forest: Forest, slot: int, x: Floats, out: Floats) -> bool:
     """Naive Bayes posteriors of a leaf into out[C]: p(c|x) ~ p(c) prod_f p(x_f|c); False where the leaf is empty.
 
@@ -374,7 +377,7 @@ def top(scores: Floats) -> int:
     return best
 
 
-@inlined
+@inner
 def predict_tree(forest: Forest, rules: Rules, tree: int, x: Floats, out: Floats) -> bool:
     """Class probabilities of one tree for a row x[d] into out[C]; False where the tree knows nothing."""
     at = find_leaf(forest, tree, x)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...models.compiled import compiled, inlined, inner
+from ...models.compiled import compiled, inner
 from ...models.encoding import Encoder, bound, encode, observe_scale
 from ...models.guarded import Guards, learn_guarded, poisson, watch
 from ...models.held import Held
@@ -115,7 +115,7 @@ def new_desk(pool: Pool) -> Desk:
     )
 
 
-@inlined
+@inner
 def predict_row(plan: Plan, pool: Pool, desk: Desk, x: Floats, z: Singles, p: Floats, said: Ints, out: Floats) -> int:
     """Answer for x[d]; changes no state.
 
@@ -168,7 +168,7 @@ def train_trees(
             trained[i] += 1
 
 
-@inlined
+@inner
 def encode_inputs(plan: Plan, pool: Pool, desk: Desk, x: Floats) -> None:
     """The row as the linear experts (desk.encoded) and the router (desk.inputs) see it."""
     encode(pool.encoder, x, desk.encoded)
@@ -227,7 +227,7 @@ def vote(exponents: Floats, recency: Floats, votes: Floats, z: Singles, p: Float
                 votes[r, k] += share * p[i, k]
 
 
-@inlined
+@inner
 def learn_row(
     plan: Plan, pool: Pool, desk: Desk, x: Floats, y: int, z: Singles, p: Floats, said: Ints, at_hand: bool
 ) -> None:
@@ -256,7 +256,7 @@ def learn_row(
                 pool.forest.floor[f] = plan.floor * pool.encoder.squares[f] / pool.encoder.seen[f]
 
 
-@inlined
+@inner
 def judge(plan: Plan, pool: Pool, y: int, z: Singles, p: Floats, said: Ints) -> None:
     """Settle how right each rule was (said[R]) and, under each rule's memory, each expert; and who had a say.
 
