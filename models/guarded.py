@@ -78,7 +78,6 @@ def learn_guarded(
     """Train a tree, and its background tree where there is one, on a row."""
     if weight <= 0:
         return
-    learn_tree(forest, rules, tree, x, y, weight, scratch)
-    spare = guards.replaced.shape[0] + tree
-    if forest.root[spare] >= 0:
-        learn_tree(forest, rules, spare, x, y, weight, scratch)
+    for one in (tree, guards.replaced.shape[0] + tree):
+        if one == tree or forest.root[one] >= 0:
+            learn_tree(forest, rules, one, x, y, weight, scratch)
