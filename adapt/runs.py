@@ -204,8 +204,8 @@ def _build(config: RunConfig, spec: StreamSpec) -> Learner:
 
 
 @dataclass
-class _MadeUp:
-    """A few events as a stream."""
+class Given:
+    """Events made beforehand, as a stream."""
 
     spec: StreamSpec
     events: list[Event]
@@ -246,7 +246,7 @@ def _warm_up(config: RunConfig, spec: StreamSpec, *, foreign: bool) -> float:
         evaluator = Prequential(spec, window=config.window, fading=config.fading)
         learner = make_learner("majority", spec) if foreign else _build(config, spec)
         loop = Loop(learner, evaluators=[evaluator], row_by_row=row_by_row, every=n)
-        for _ in loop.steps(_MadeUp(spec, events)):
+        for _ in loop.steps(Given(spec, events)):
             pass
     return perf_counter() - started
 

@@ -12,8 +12,6 @@ wants (made beforehand, so that neither side pays for reading) and a classifier 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -24,6 +22,7 @@ from ...evaluation.prequential import Prequential
 from ...streams import Array, Batch, Column, Event, StreamSpec
 from ..learner import Learner, Prediction, State
 from ..loop import Loop
+from ..runs import Given
 from . import Row, row
 
 ROWS, COLUMNS, REPEATS = 20_000, 8, 5
@@ -50,23 +49,6 @@ class Idle(Learner):
 
     def load(self, state: State) -> None:
         """There is nothing to load."""
-
-
-@dataclass
-class Given:
-    """Events made beforehand, as a stream."""
-
-    spec: StreamSpec
-    events: list[Event]
-
-    def __iter__(self) -> Iterator[Event]:
-        return iter(self.events)
-
-    def cursor(self) -> dict[str, Any]:
-        return {}
-
-    def seek(self, cursor: dict[str, Any]) -> None:
-        """Always starts anew."""
 
 
 def events_of(x: Array, y: Array, block: int) -> list[Event]:
