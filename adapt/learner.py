@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -127,6 +127,31 @@ class Learner(ABC):
             self.learn(row, prediction)
             parts.append(prediction)
         return stack(parts)
+
+    def probe(self, x: Array) -> Callable[[], Array]:
+        """A function that scores these rows with the learner as it is at each call: float[n, C], arg max is the answer.
+
+        x: float[n, d] in the units of the batches, kept until the function is dropped. It changes nothing: not the
+        state, not a random generator, not a module's mode. Learners override it where they can keep the rows in the
+        form they need.
+        """
+        batch = Batch(np.arange(len(x)), np.asarray(x, np.float64), 0.0)
+
+        def score() -> Array:
+            scores = self.predict(batch).scores
+            assert scores is not None, "only classification can be probed"
+            return scores
+
+        return score
+
+    def version(self) -> int | None:
+        """A number that moves whenever an answer may have changed; None where that is not known."""
+        return None
+
+    def predicting(self) -> list[Array] | None:
+        """The arrays that answers depend on, by reference and always in the same order, for whoever copies them
+        elsewhere to predict there; None where they are not arrays of fixed shape."""
+        return None
 
     @abstractmethod
     def state(self) -> State:
