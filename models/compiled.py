@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,16 @@ def _use_own_cache() -> None:
 _use_own_cache()
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile on first call, strictly by IEEE rules (no reordering), so that every path gives the same bits."""
-    return numba.njit(cache=True, error_model="numpy")(function)
+def compiled(function: Callable[..., Any] | None = None, *, fastmath: bool = False) -> Any:
+    """Compile on first call, strictly by IEEE rules (no reordering), so that every path gives the same bits.
+
+    ``@compiled(fastmath=True)`` lets sums be reordered and products fused, as vector units want it: for sums over many
+    numbers whose contract is a tolerance and no bit pattern. Such a function must not rely on NaN or infinity. It also
+    runs without the interpreter's lock.
+    """
+    if function is None:
+        return partial(compiled, fastmath=fastmath)
+    return numba.njit(cache=True, error_model="numpy", fastmath=fastmath, nogil=fastmath)(function)
 
 
 def inner(function: Callable[..., Any]) -> Any:

@@ -42,6 +42,19 @@ def ratio(a: float, b: float) -> float:
     return a / b
 
 
+@compiled(fastmath=True)
+def loose_total(values: Any) -> float:
+    out = 0.0
+    for value in values:
+        out += value
+    return out
+
+
+def test_fast_sums_are_sums() -> None:
+    values = np.random.default_rng(0).normal(size=1_001)
+    assert loose_total(values) == pytest.approx(total(values), rel=1e-12)
+
+
 def test_sums_keep_their_order() -> None:
     values = np.random.default_rng(0).normal(size=1_001) * 10.0 ** np.arange(1_001)[::-1] ** 0.1
     out = 0.0
