@@ -10,7 +10,7 @@ from .drift import concat, incremental
 from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, concatenate
 from .files import FileParams, open_file
 from .sources import BLOCK, BlockStream, from_arrays
-from .spec import MAX_CLASSES, Column, InputError, Stream, StreamSpec
+from .spec import MAX_CLASSES, Column, Experience, InputError, Stream, StreamSpec
 
 stream = open_stream
 
@@ -28,6 +28,7 @@ __all__ = [
     "Column",
     "Dataset",
     "Event",
+    "Experience",
     "FileParams",
     "Forget",
     "InputError",

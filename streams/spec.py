@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from .events import Event
+from .events import Array, Event
 
 MAX_CLASSES = 4096
 """Labels at or above this are refused as out of range when a stream does not list its classes."""
@@ -29,13 +29,29 @@ class Column:
     missing: bool = True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Experience:
+    """One stretch of a stream (a task) and the rows that are held out to judge it by.
+
+    x: float32[n, d], rows that never come in the stream, in the units of its batches. y: int64[n], class codes. rows:
+    training rows of the stretch in one epoch, 0 where not known. classes: codes that its rows may have.
+    """
+
+    name: str
+    x: Array
+    y: Array
+    rows: int
+    classes: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """Names, kinds and sizes, known before the first row.
 
     classes: the class names in code order, or None where they are not known beforehand (classes may then grow up to
     ``MAX_CLASSES``). length: rows in all, None for an endless stream. drifts: ids of rows where a concept
-    is known to change. shape: the shape of one row where it is not a flat table row (an image).
+    is known to change. shape: the shape of one row where it is not a flat table row (an image; channels first).
+    experiences: where held-out rows are known: the first begins with the stream, the next at each Boundary.
     """
 
     name: str
@@ -47,6 +63,7 @@ class StreamSpec:
     drifts: tuple[int, ...] = ()
     shape: tuple[int, ...] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    experiences: tuple[Experience, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def n_features(self) -> int:
