@@ -47,6 +47,8 @@ def parameters(params: type, meanings: Mapping[str, str]) -> str:
 def described(params: type) -> dict[str, str]:
     """What each field means: its own metadata, else the string that stands below it in the source of its class."""
     found: dict[str, str] = {}
+    for part in getattr(params, "kinds", ()):
+        found |= described(part)
     for kind in reversed(params.__mro__):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))

@@ -14,18 +14,35 @@ from ..learner import Learner
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the table. home: ``module:Class`` in this folder. takes: what follows the name after a colon."""
+    """One line of the table. home: ``module:Class`` in this folder. takes: what follows the name after a colon.
+
+    part: the home of a part of the gradient learner; such names combine with ``+``.
+    """
 
     home: str
     summary: str
     citation: str = ""
     takes: str = ""
+    part: str = ""
 
     def load(self) -> type[Learner]:
         """The class itself; its module is imported only now."""
-        module, _, name = self.home.partition(":")
-        found: type[Learner] = getattr(importlib.import_module(f".{module}", __name__), name)
+        found: type[Learner] = _load(self.home)
         return found
+
+    def load_part(self) -> type[Any]:
+        """The class of the part it stands for."""
+        found: type[Any] = _load(self.part)
+        return found
+
+
+def _load(home: str) -> Any:
+    module, _, name = home.partition(":")
+    return getattr(importlib.import_module(f".{module}", __name__), name)
+
+
+def _part(home: str, summary: str, citation: str = "") -> Entry:
+    return Entry("gradient:GradientLearner", summary, citation, part=home)
 
 
 _GAMA = "Gama, Sebastião, Rodrigues: On evaluating stream learning algorithms. Machine Learning 90, 2013"
@@ -33,6 +50,7 @@ _RIVER = "Montiel et al.: River: machine learning for streaming data in Python. 
 _LOGISTIC = "Bishop: Pattern recognition and machine learning, 2006, sections 4.3.2 and 3.1.3"
 _HOEFFDING = "Domingos, Hulten: Mining high-speed data streams. KDD 2000"
 _DRIFTMOE = "DriftMoE: a mixture of experts approach to handle concept drifts. arXiv 2507.18464, 2025"
+_ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
     "majority": Entry("majority:Majority", "the commonest class so far, or the running mean", _GAMA),
@@ -41,6 +59,8 @@ LEARNERS: dict[str, Entry] = {
     "hoeffding-tree": Entry("hoeffding_tree:HoeffdingTree", "one incremental decision tree, compiled", _HOEFFDING),
     "driftmoe": Entry("driftmoe:DriftMoE", "trees and linear experts under a router that learns on line", _DRIFTMOE),
     "river": Entry("river_model:RiverModel", "any river classifier or regressor", _RIVER, "module.Class"),
+    "finetune": _part("replay:Finetune", "gradient steps on the rows at hand: the lower bound"),
+    "er": _part("replay:ER", "experience replay", _ER),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 
@@ -60,26 +80,42 @@ def find_learner(name: str) -> tuple[Entry, str]:
 
 def learner_class(name: str) -> type[Learner]:
     """The class behind a name; raises ``InputError`` where there is none."""
+    if is_composed(name):
+        from .composed import parts_of
+
+        parts_of(name)
+        return LEARNERS["finetune"].load()
     return find_learner(name)[0].load()
+
+
+def is_composed(name: str) -> bool:
+    """Whether the name is one part of the gradient learner, or several with ``+`` between."""
+    return "+" in name.partition(":")[0] or (name in LEARNERS and bool(LEARNERS[name].part))
 
 
 def learner_params(name: str) -> type[Any]:
     """The dataclass of all parameters that ``name`` takes, with their types and defaults.
 
-    Where the name goes on after a colon (``river:...``, ``frozen:...``) it is made for what stands there.
+    Where the name goes on after a colon (``river:...``, ``frozen:...``) it is made for what stands there, and where
+    parts are put together with ``+`` it has the parameters of all of them.
     """
+    if is_composed(name):
+        from .composed import composed_params
+
+        return composed_params(name)
     entry, rest = find_learner(name)
     kind = entry.load()
     made: type[Any] = kind.params_for(rest) if entry.takes else kind.Params  # type: ignore[attr-defined]
     return made
 
 
-def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, **settings: Any) -> Learner:
+def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, device: str = "cpu", **settings: Any) -> Learner:
     """A learner by its name in the table, for streams of this spec.
 
-    settings: the learner's parameters; text is converted to each parameter's type, so that flags can be passed on as
-    they are. Raises ``InputError`` for an unknown name, parameter or value, and where the learner cannot do the
-    stream's kind of target.
+    name: one of the table, or parts of the gradient learner with ``+`` between (``er+sparcl``). settings: the learner's
+    parameters; text is converted to each parameter's type, so that flags can be passed on as they are. Raises
+    ``InputError`` for an unknown name, parameter or value, for parts that cannot be combined, and where the learner
+    cannot do the stream's kind of target or the device.
 
     >>> from driftway.streams import Column, StreamSpec
     >>> make_learner("logistic", StreamSpec("s", (Column("a"),), classes=("n", "y")), rate="0.1").params.rate
@@ -91,10 +127,17 @@ def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, **settings: Any)
         raise InputError(f"learner {name!r} does {does}, stream {spec.name!r} is {spec.target}")
     if not spec.columns:
         raise InputError(f"stream {spec.name!r} has no columns to learn from")
-    return kind(spec, _read_params(learner_params(name), settings, name), seed)
+    if device not in kind.devices:
+        raise InputError(f"{name} runs on the {' or '.join(sorted(kind.devices))} only, not on {device}")
+    params = read_params(learner_params(name), settings, name)
+    if is_composed(name):
+        from .composed import compose
+
+        return compose(name, spec, params, seed, device)
+    return kind(spec, params, seed)
 
 
-def _read_params(kind: type[Any], settings: Mapping[str, Any], name: str) -> Any:
+def read_params(kind: type[Any], settings: Mapping[str, Any], name: str) -> Any:
     """The parameter dataclass filled from values or text; ``InputError`` names what does not fit."""
     import msgspec
 

@@ -1,0 +1,347 @@
+"""Learning a network by gradient steps on a stream, out of parts that combine freely.
+
+One update: the rows at hand, the policy's loss (with or without rows out of a memory), the techniques' penalties, the
+gradient, what the techniques make of it, the optimiser's update. Nothing is ever reset silently: the optimiser's moments
+are part of the state and live as long as the learner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...models.inputs import Columns, Pixels
+from ...models.networks import Network, build, grow_head
+from ...models.optimisers import SGD, AdamW, Only, Optimiser, grow_slots
+from ...streams import Array, Batch, Boundary, InputError, StreamSpec
+from ..learner import Learner, Prediction, State
+from .parts import Active, ActivePolicy, Loss, Policy, Rows, Technique, check_parts
+from .replay import Finetune
+
+PROBED_AT_ONCE = 2048
+"""Rows of an evaluation set that go through the network in one piece."""
+
+
+class GradientLearner(Learner):
+    """A network, an optimiser, a replay policy and techniques.
+
+    replay: the policy, plain fine-tuning if left out. techniques: in the order in which they act. model: a network of
+    one's own instead of the named one (``Network(body, head)``); the learner takes it over.
+
+    >>> import driftway as dw
+    >>> spec = dw.stream("split-digits").spec
+    >>> learner = GradientLearner(spec, replay=dw.ER(memory=100), seed=3)
+    >>> learner.net.head.weight.shape
+    torch.Size([10, 400])
+    """
+
+    targets: ClassVar[frozenset[str]] = frozenset({"classification"})
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
+
+    @dataclass(frozen=True)
+    class Params:
+        """Settings of the step."""
+
+        model: str = "mlp"
+        """mlp, convnet, resnet18 (sizes after a colon: mlp:400-400, resnet18:20) or torchvision:NAME."""
+        norm: Literal["batch", "group", "continual", "none"] = "batch"
+        """Normalisation in the body, where it has any."""
+        optimizer: Literal["sgd", "adamw"] = "sgd"
+        """Rule of the update."""
+        lr: float = 0.1
+        """Learning rate."""
+        momentum: float = 0.0
+        """Momentum of SGD."""
+        weight_decay: float = 0.0
+        """Weight decay."""
+        passes: int = 1
+        """Updates for every batch."""
+        joint: bool = True
+        """Rows at hand and replayed rows in one forward pass; false: each in its own (it matters to batch norm)."""
+        single_head: bool = False
+        """The loss of the rows at hand sees the classes of their own experience only."""
+        head_only: bool = False
+        """Train the head and leave the body as it is."""
+        clip: float = 0.0
+        """Largest norm of the whole gradient after masking; 0: no limit."""
+        split_gradients: bool = False
+        """Tell the norms of the plasticity and the stability part of the gradient, and their cosine (costs a pass)."""
+
+        def __post_init__(self) -> None:
+            if not (self.lr > 0 and 0 <= self.momentum < 1 and min(self.weight_decay, self.clip) >= 0):
+                raise ValueError("lr must be above 0, momentum in 0..1, weight_decay and clip at least 0")
+            if self.passes < 1:
+                raise ValueError("passes must be at least 1")
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        params: Params | None = None,
+        seed: int = 0,
+        *,
+        replay: Policy | None = None,
+        techniques: Sequence[Technique] = (),
+        model: Network | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(spec, params, seed)
+        policy = Finetune() if replay is None else replay
+        check_parts([policy, *techniques])
+        self.needs = frozenset({"labels"}).union(policy.needs, *(t.needs for t in techniques))
+        self.device = torch.device(device)
+        self.task = self.seen = self.updates = 0
+        self.inputs = _inputs(spec)
+        self.by_task = spec.notes.get("scenario") == "task"
+        if self.by_task:
+            self.needs |= {"boundaries"}
+        self.experience_classes = _classes_of_experiences(spec)
+        self.net = self._network() if model is None else model
+        self.net.to(self.device).eval()
+        self.optimiser = self._optimiser()
+        self._body_version = 0
+        self._split = dict.fromkeys(("gradient_plasticity", "gradient_stability", "gradient_cosine"), 0.0)
+        self.techniques: list[Active] = [t.start(self) for t in techniques]
+        self.policy: ActivePolicy = policy.start(self)
+        self.rebuilt()
+
+    def _network(self) -> Network:
+        try:
+            classes = max(2, self.spec.n_classes or 0)
+            return build(self.params.model, self.inputs.shape, classes, norm=self.params.norm, seed=self.seed)
+        except ValueError as fault:
+            raise InputError(f"{fault}") from None
+
+    def _optimiser(self) -> Optimiser:
+        p = self.params
+        if p.optimizer == "sgd":
+            return SGD(p.lr, p.momentum, p.weight_decay)
+        return AdamW(p.lr, weight_decay=p.weight_decay)
+
+    def rebuilt(self) -> None:
+        """Call after parameters of the network were replaced by others."""
+        self.weights = dict(self.net.named_parameters())
+        self._trained = [n for n in self.weights if not self.params.head_only or n.startswith("head.")]
+
+    # --- answers ------------------------------------------------------------------------------------------------
+
+    def predict(self, batch: Batch) -> Prediction:
+        with torch.inference_mode():
+            z = self.net(self._tensor(batch.x))
+            if self.by_task:
+                z = z.masked_fill(~self.experience_classes[self.task].to(z.device), -torch.inf)
+            scores = torch.softmax(z.double(), 1).numpy(force=True)
+        return Prediction(scores.argmax(1), scores)
+
+    def probe(self, x: Array) -> Callable[[], Array]:
+        kept = self._tensor(x) if self.inputs.fixed else None
+        features: Tensor | None = None
+        version = -1
+
+        def score() -> Array:
+            nonlocal features, version
+            with torch.inference_mode():
+                rows = self._tensor(x) if kept is None else kept
+                if not self.params.head_only:
+                    return torch.cat([self.net(part) for part in rows.split(PROBED_AT_ONCE)]).numpy(force=True)
+                if features is None or version != self._body_version or kept is None:
+                    features = torch.cat([self.net.body(part) for part in rows.split(PROBED_AT_ONCE)])
+                    version = self._body_version
+                return self.net.head(features).numpy(force=True)
+
+        return score
+
+    def version(self) -> int:
+        return self.updates
+
+    def predicting(self) -> list[Array]:
+        return [t.detach().numpy(force=True) for t in self.net.state_dict(keep_vars=True).values()]
+
+    # --- learning -----------------------------------------------------------------------------------------------
+
+    def learn(self, batch: Batch, prediction: Prediction) -> None:
+        self.inputs.observe(batch.x)
+        now = self._rows(batch)
+        for part in self.techniques:
+            keep = part.choose(now)
+            now = now if keep is None else now.keep(keep)
+        self.seen += len(batch)
+        if not len(now):
+            return
+        self.net.train()
+        for _ in range(self.params.passes):
+            self._update(now)
+        self.net.eval()
+        for part in (*self.techniques, self.policy):
+            part.learnt(now)
+
+    def _update(self, now: Rows) -> None:
+        loss = self.policy.loss(now)
+        for part in self.techniques:
+            loss = add_stability(loss, part.penalty(now))
+        grads = self._gradients(loss)
+        only: dict[str, Only] = {}
+        for part in (*self.techniques, self.policy):
+            part.gradients(grads, only)
+        if self.params.clip:
+            clip_gradients(grads, self.params.clip)
+        self.optimiser.step(self.weights, grads, only)
+        self.updates += 1
+        self._body_version += not self.params.head_only
+        for part in (*self.techniques, self.policy):
+            part.after_step(now)
+
+    def logits(self, *rows: Rows) -> list[Tensor]:
+        """The network's outputs in training mode, float32[B, C] for each part: in one pass, or each in its own."""
+        groups = [rows] if self.params.joint else [(part,) for part in rows]
+        out: list[Tensor] = []
+        for group in groups:
+            for technique in self.techniques:
+                technique.before_forward(group)
+            x = group[0].x if len(group) == 1 else torch.cat([part.x for part in group])
+            z = self._forward(x)
+            out += [z] if len(group) == 1 else z.split([len(part) for part in group])
+        return out
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if not self.params.head_only:
+            return self.net(x)
+        with torch.no_grad():
+            features = self.net.body.eval()(x)
+        return self.net.head(features)
+
+    def cross_entropy(self, z: Tensor, rows: Rows) -> Tensor:
+        """Mean cross-entropy; over the classes of each row's own experience where the scenario (or ``single_head``,
+        for rows at hand) says so."""
+        if self.by_task or (self.params.single_head and rows.current):
+            z = z.masked_fill(~self.own_classes(rows, z.shape[1]), -torch.inf)
+        return F.cross_entropy(z, rows.y)
+
+    def own_classes(self, rows: Rows, classes: int) -> Tensor:
+        """bool[B or 1, C]: the classes of each row's experience; those present in the rows where no more is known."""
+        if len(self.experience_classes) and "boundaries" in self.needs:
+            return self.experience_classes.to(rows.y.device)[rows.task]
+        present = torch.zeros((1, classes), dtype=torch.bool, device=rows.y.device)
+        present[0, rows.y] = True
+        return present
+
+    def _gradients(self, loss: Loss) -> dict[str, Tensor | None]:
+        names, total = self._trained, loss.total()
+        if total is None:
+            return {}
+        weights = [self.weights[n] for n in names]
+        if self.params.split_gradients:
+            return self._gradients_apart(loss, names, weights)
+        return dict(zip(names, torch.autograd.grad(total, weights, allow_unused=True)))
+
+    def _gradients_apart(self, loss: Loss, names: list[str], weights: list[Tensor]) -> dict[str, Tensor | None]:
+        """The same gradient as the sum of its two parts, whose norms and cosine are kept for the telemetry."""
+        halves = []
+        for half in (loss.plasticity, loss.stability):
+            if half is None or not half.requires_grad:
+                halves.append([torch.zeros_like(w) for w in weights])
+            else:
+                found = torch.autograd.grad(half, weights, allow_unused=True, retain_graph=True)
+                halves.append([torch.zeros_like(w) if g is None else g for g, w in zip(found, weights)])
+        flat = [torch.cat([g.flatten() for g in half]) for half in halves]
+        norms = [float(f.norm()) for f in flat]
+        cosine = float(flat[0] @ flat[1]) / (norms[0] * norms[1]) if min(norms) > 0 else 0.0
+        self._split = dict(zip(self._split, (*norms, cosine)))
+        return {n: a + b for n, a, b in zip(names, *halves)}
+
+    def boundary(self, event: Boundary) -> None:
+        self.task += 1
+        self.seen = 0
+        for part in (*self.techniques, self.policy):
+            part.boundary()
+
+    # --- rows ---------------------------------------------------------------------------------------------------
+
+    def _tensor(self, x: Any) -> Tensor:
+        return self.inputs.tensor(x).to(self.device)
+
+    def _rows(self, batch: Batch) -> Rows:
+        """The labelled rows at hand as tensors; the head grows to their classes."""
+        assert batch.y is not None
+        y = torch.from_numpy(np.ascontiguousarray(batch.y, np.int64)).to(self.device)
+        self._grow(int(batch.y.max()) + 1)
+        return Rows(self._tensor(batch.x), y, torch.full_like(y, self.task), current=True, ids=batch.ids)
+
+    def _grow(self, classes: int) -> None:
+        if classes <= self.net.head.out_features:
+            return
+        grow_head(self.net, classes, self.seed)
+        grow_slots(self.optimiser.slots, ("head.weight", "head.bias"), classes)
+        self.rebuilt()
+        for part in (*self.techniques, self.policy):
+            for name in ("head.weight", "head.bias"):
+                part.grown(name, classes)
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def telemetry(self) -> dict[str, float]:
+        found = {k: v for part in (*self.techniques, self.policy) for k, v in part.telemetry().items()}
+        return found | self._split if self.params.split_gradients else found
+
+    def state(self) -> State:
+        return {
+            "net": dict(self.net.state_dict(keep_vars=True)),
+            "classes": self.net.head.out_features,
+            "optimiser": self.optimiser.state(),
+            "inputs": self.inputs.state(),
+            "policy": self.policy.state(),
+            "techniques": [part.state() for part in self.techniques],
+            "counts": {"task": self.task, "seen": self.seen, "updates": self.updates},
+        }
+
+    def load(self, state: State) -> None:
+        if int(state["classes"]) != self.net.head.out_features:
+            self.net.head = torch.nn.Linear(self.net.head.in_features, int(state["classes"]), device=self.device)
+        counts = state["counts"]
+        self.task, self.seen, self.updates = int(counts["task"]), int(counts["seen"]), int(counts["updates"])
+        for part, kept in zip(self.techniques, state["techniques"], strict=True):
+            part.load(kept)
+        self.policy.load(state["policy"])
+        self.net.load_state_dict(state["net"])
+        self.net.eval()
+        self.optimiser.load(state["optimiser"])
+        self.inputs.load(state["inputs"])
+        self._body_version += 1
+        self.rebuilt()
+
+
+def add_stability(loss: Loss, penalty: Tensor | None) -> Loss:
+    """The loss with a penalty added to its stability part."""
+    if penalty is None:
+        return loss
+    return Loss(loss.plasticity, penalty if loss.stability is None else loss.stability + penalty)
+
+
+def clip_gradients(grads: dict[str, Tensor | None], limit: float) -> None:
+    """Scale all gradients so that their joint norm is at most ``limit``; compact ones count as they are."""
+    there = [g for g in grads.values() if g is not None]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in there]))
+    scale = torch.clamp(limit / (norm + 1e-6), max=1.0)
+    for name, grad in grads.items():
+        if grad is not None:
+            grads[name] = grad * scale
+
+
+def _inputs(spec: StreamSpec) -> Pixels | Columns:
+    if spec.shape is not None and "mean" in spec.notes:
+        return Pixels(spec.shape, spec.notes["mean"], spec.notes["std"])
+    fan = [0 if c.categories is None else 64 if c.open else len(c.categories) for c in spec.columns]
+    return Columns(fan, spec.shape if not any(fan) else None)
+
+
+def _classes_of_experiences(spec: StreamSpec) -> Tensor:
+    """bool[experiences, classes]: which classes each experience brings."""
+    table = torch.zeros((len(spec.experiences), spec.n_classes or 0), dtype=torch.bool)
+    for k, experience in enumerate(spec.experiences):
+        table[k, list(experience.classes)] = True
+    return table

@@ -1,0 +1,141 @@
+"""Networks as a body and a head, built by name.
+
+A name may carry sizes after a colon: ``mlp:400-400`` (hidden widths), ``convnet:16-32-32`` (channels), ``resnet18:20``
+(channels of the first stage; 64 is the usual net, 20 the slim one of continual learning), ``torchvision:resnet18``
+(any classifier of torchvision, untrained).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .norms import make_norm
+from .resnet import ResNet18
+
+DEFAULTS = {"mlp": "400-400", "convnet": "16-32-32", "resnet18": "64", "torchvision": "resnet18"}
+
+
+class Network(nn.Module):
+    """``head(body(x))``: x float[B, *shape] to features float[B, F] to one logit per class, float[B, C]."""
+
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between and after them; flattens what it is given."""
+
+    def __init__(self, inputs: int, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width in widths:
+            layers += [nn.Linear(inputs, width), nn.ReLU()]
+            inputs = width
+        super().__init__(*layers)
+
+
+class ConvNet(nn.Sequential):
+    """3x3 convolutions, each with norm and ReLU, a 2x2 maximum after all but the last, then the mean over positions."""
+
+    def __init__(self, shape: Sequence[int], widths: Sequence[int], norm: str) -> None:
+        channels, height, across = shape
+        layers: list[nn.Module] = []
+        for i, width in enumerate(widths):
+            plain = norm == "none"
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=plain), make_norm(norm, width), nn.ReLU()]
+            if i < len(widths) - 1 and min(height, across) >= 2:
+                layers.append(nn.MaxPool2d(2))
+                height, across = height // 2, across // 2
+            channels = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _mlp(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
+    widths = _numbers("mlp", sizes)
+    inputs = 1
+    for n in shape:
+        inputs *= n
+    return MLP(inputs, widths), widths[-1]
+
+
+def _convnet(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
+    widths = _numbers("convnet", sizes)
+    return ConvNet(_image("convnet", shape), widths, norm), widths[-1]
+
+
+def _resnet18(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
+    (width,) = _numbers("resnet18", sizes)[:1]
+    return ResNet18(_image("resnet18", shape)[0], width, norm), 8 * width
+
+
+def _torchvision(name: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
+    from .vision import torchvision_body
+
+    return torchvision_body(name, _image(f"torchvision:{name}", shape))
+
+
+_BODIES: dict[str, Callable[[str, Sequence[int], str], tuple[nn.Module, int]]] = {
+    "mlp": _mlp,
+    "convnet": _convnet,
+    "resnet18": _resnet18,
+    "torchvision": _torchvision,
+}
+
+
+def build(name: str, shape: Sequence[int], classes: int, *, norm: str = "batch", seed: int = 0) -> Network:
+    """A network for inputs of ``shape`` ((d,) for a table row, (channels, height, width) for an image).
+
+    norm: batch, group, continual or none, where the body has norms. The weights are drawn from ``seed`` alone; torch's
+    global generator is left as it was. Raises ``ValueError`` for a name, a size or a shape that does not fit.
+
+    >>> net = build("mlp:100-50", (64,), 10)
+    >>> net.head.weight.shape, net(torch.zeros(2, 64)).shape
+    (torch.Size([10, 50]), torch.Size([2, 10]))
+    """
+    kind, _, sizes = name.partition(":")
+    if kind not in _BODIES:
+        raise ValueError(f"unknown model {name!r}: there are {', '.join(DEFAULTS)}, each with sizes after a colon")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body, features = _BODIES[kind](sizes or DEFAULTS[kind], tuple(shape), norm)
+        return Network(body, nn.Linear(features, classes))
+
+
+def grow_head(net: Network, classes: int, seed: int) -> None:
+    """Give the head rows for ``classes`` classes. Old rows keep their bits; row k is drawn from (seed, k) alone."""
+    old = net.head
+    new = nn.Linear(old.in_features, classes, device=old.weight.device)
+    edge = old.in_features**-0.5
+    with torch.no_grad():
+        new.weight[: old.out_features] = old.weight
+        new.bias[: old.out_features] = old.bias
+        for k in range(old.out_features, classes):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
+            drawn = torch.empty(old.in_features + 1).uniform_(-edge, edge, generator=generator)
+            new.weight[k] = drawn[:-1]
+            new.bias[k] = drawn[-1]
+    net.head = new
+
+
+def _numbers(kind: str, sizes: str) -> list[int]:
+    try:
+        numbers = [int(n) for n in sizes.split("-")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise ValueError(f"model {kind}:{sizes}: sizes are whole numbers with - between, such as {kind}:{DEFAULTS[kind]}")
+    return numbers
+
+
+def _image(name: str, shape: Sequence[int]) -> Sequence[int]:
+    if len(shape) != 3:
+        raise ValueError(f"model {name} needs images of shape (channels, height, width), rows here have {list(shape)}")
+    return shape

@@ -1,0 +1,216 @@
+"""Optimisers whose state is plain and whose updates can be held to some entries or rows of a parameter.
+
+What an update may not touch keeps its weight, its moments and its place under weight decay bit for bit: that is what
+sparse training means here, and what a mask multiplied onto a gradient does not give as soon as there is momentum.
+
+Dense updates go through PyTorch's fused and multi-tensor functions; updates of single rows and entries through
+``kernels``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels.masked_update import masked_adamw, masked_sgd
+from .kernels.row_update import row_adamw, row_sgd
+
+Slots = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """The entries where ``mask`` (bool, the parameter's shape) holds."""
+
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowSet:
+    """The rows (first axis) in ``index``: int64, rising. compact: the gradient holds these rows only."""
+
+    index: Tensor
+    compact: bool = False
+
+
+Only = Entries | RowSet
+
+
+class SGD:
+    """v = momentum v + g + decay w; w = w - lr v (v is kept only where there is momentum).
+
+    slots: ``momentum`` per parameter. undecayed: names that weight decay leaves alone.
+    """
+
+    def __init__(self, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.slots: Slots = {}
+        self.undecayed: set[str] = set()
+
+    def step(
+        self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], only: Mapping[str, Only]
+    ) -> None:
+        """One update, in place. A parameter without gradient is left alone."""
+        with torch.no_grad():
+            for names, decay in self._dense(grads, only):
+                self._all(names, params, grads, decay)
+            for name, some in only.items():
+                grad = grads.get(name)
+                if grad is not None:
+                    self._some(name, params[name], grad, some)
+
+    def _dense(self, grads: Mapping[str, Tensor | None], only: Mapping[str, Only]) -> list[tuple[list[str], float]]:
+        return dense_groups(grads, only, self.undecayed, self.weight_decay)
+
+    def _all(
+        self, names: list[str], params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], decay: float
+    ) -> None:
+        weights, steps = [params[n] for n in names], [_there(grads[n]) for n in names]
+        if decay:
+            steps = list(torch._foreach_add(steps, weights, alpha=decay))
+        if self.momentum:
+            kept = [self._velocity(n, params[n]) for n in names]
+            torch._foreach_mul_(kept, self.momentum)
+            torch._foreach_add_(kept, steps)
+            steps = kept
+        torch._foreach_add_(weights, steps, alpha=-self.lr)
+
+    def _some(self, name: str, weight: Tensor, grad: Tensor, some: Only) -> None:
+        decay = 0.0 if name in self.undecayed else self.weight_decay
+        velocity = self._velocity(name, weight) if self.momentum else None
+        if isinstance(some, Entries):
+            masked_sgd(weight, velocity, some.mask, grad, lr=self.lr, momentum=self.momentum, weight_decay=decay)
+        else:
+            grad = grad if some.compact else grad.index_select(0, some.index)
+            row_sgd(weight, velocity, some.index, grad, lr=self.lr, momentum=self.momentum, weight_decay=decay)
+
+    def _velocity(self, name: str, weight: Tensor) -> Tensor:
+        slot = self.slots.setdefault(name, {})
+        if "momentum" not in slot:
+            slot["momentum"] = torch.zeros_like(weight)
+        return slot["momentum"]
+
+    def state(self) -> dict[str, Any]:
+        """The slots, by reference."""
+        return {name: dict(slot) for name, slot in self.slots.items()}
+
+    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over a copy of slots."""
+        self.slots = {name: {k: t.clone() for k, t in slot.items()} for name, slot in state.items()}
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov, Hutter, ICLR 2019), bias-corrected.
+
+    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w = w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
+    slots per parameter: ``m``, ``v`` and ``t``: float32[] where every update touched all of it, float32[rows] once
+    updates were held to rows, each row then having a count of its own.
+    """
+
+    def __init__(
+        self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> None:
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.slots: Slots = {}
+        self.undecayed: set[str] = set()
+
+    def step(
+        self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], only: Mapping[str, Only]
+    ) -> None:
+        """One update, in place. A parameter without gradient is left alone."""
+        with torch.no_grad():
+            for names, decay in dense_groups(grads, only, self.undecayed, self.weight_decay):
+                whole = [n for n in names if self._slot(n, params[n])["t"].dim() == 0]
+                if whole:
+                    self._all(whole, params, grads, decay)
+                for name in names:
+                    if name not in whole:
+                        every = RowSet(torch.arange(len(params[name]), device=params[name].device), compact=True)
+                        self._some(name, params[name], _there(grads[name]), every)
+            for name, some in only.items():
+                grad = grads.get(name)
+                if grad is not None:
+                    self._some(name, params[name], grad, some)
+
+    def _all(
+        self, names: list[str], params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], decay: float
+    ) -> None:
+        slots = [self.slots[n] for n in names]
+        steps = [slot["t"] for slot in slots]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            [params[n] for n in names],
+            [_there(grads[n]) for n in names],
+            [slot["m"] for slot in slots],
+            [slot["v"] for slot in slots],
+            [],
+            steps,
+            lr=self.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=decay,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _some(self, name: str, weight: Tensor, grad: Tensor, some: Only) -> None:
+        slot = self._slot(name, weight)
+        decay = 0.0 if name in self.undecayed else self.weight_decay
+        rates = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": decay}
+        if isinstance(some, Entries):
+            slot["t"] += 1
+            masked_adamw(weight, slot["m"], slot["v"], some.mask, grad, t=slot["t"], **rates)
+            return
+        if slot["t"].dim() == 0:
+            slot["t"] = slot["t"].expand(len(weight)).clone()
+        grad = grad if some.compact else grad.index_select(0, some.index)
+        row_adamw(weight, slot["m"], slot["v"], slot["t"], some.index, grad, **rates)
+
+    def _slot(self, name: str, weight: Tensor) -> dict[str, Tensor]:
+        slot = self.slots.setdefault(name, {})
+        if not slot:
+            slot |= {"m": torch.zeros_like(weight), "v": torch.zeros_like(weight)}
+            slot["t"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+        return slot
+
+    def state(self) -> dict[str, Any]:
+        """The slots, by reference."""
+        return {name: dict(slot) for name, slot in self.slots.items()}
+
+    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over a copy of slots."""
+        self.slots = {name: {k: t.clone() for k, t in slot.items()} for name, slot in state.items()}
+
+
+Optimiser = SGD | AdamW
+
+
+def dense_groups(
+    grads: Mapping[str, Tensor | None], only: Mapping[str, Only], undecayed: set[str], decay: float
+) -> list[tuple[list[str], float]]:
+    """Names to update as wholes, those under weight decay apart from those that are not."""
+    names = [n for n, g in grads.items() if g is not None and n not in only]
+    if not decay or not undecayed:
+        return [(names, decay)] if names else []
+    groups = [([n for n in names if n not in undecayed], decay), ([n for n in names if n in undecayed], 0.0)]
+    return [(some, rate) for some, rate in groups if some]
+
+
+def grow_slots(slots: Slots, names: Iterable[str], rows: int) -> None:
+    """Pad the slots of parameters that got new rows: zeros, counts of steps included."""
+    for name in names:
+        for key, tensor in slots.get(name, {}).items():
+            if tensor.dim() and len(tensor) < rows:
+                padded = tensor.new_zeros((rows, *tensor.shape[1:]))
+                padded[: len(tensor)] = tensor
+                slots[name][key] = padded
+
+
+def _there(grad: Tensor | None) -> Tensor:
+    assert grad is not None
+    return grad
