@@ -195,6 +195,7 @@ class Metric:
 
 
 _PREQUENTIAL = "A. P. Dawid, JRSS A 147, 1984; J. Gama et al., Machine Learning 90, 2013"
+_GAP = "M. De Lange, G. M. van de Ven, T. Tuytelaars, Continual evaluation for lifelong learning, ICLR 2023"
 _DETECTION = "J. Gama et al., A survey on concept drift adaptation, ACM Computing Surveys 46, 2014"
 
 METRICS: dict[str, Metric] = {
@@ -267,6 +268,59 @@ METRICS: dict[str, Metric] = {
         Metric(
             "lost", "what the drop cost, in rows of wrong answers",
             "sum over rows of max(0, before - score) until recovery", "lower", _DETECTION,
+        ),
+        Metric(
+            "acc", "accuracy on the held-out rows of every experience seen, each experience of the same weight",
+            "(1/k) sum_{i<=k} A(i), k experiences seen", "higher", _GAP,
+        ),
+        Metric(
+            "min_acc", "how deep the experiences that are over ever fell, at their worst evaluations since",
+            "mean over i < k of min A(i) since the end of i; none while k = 1", "higher", _GAP,
+        ),
+        Metric(
+            "wc_acc", "a lower bound of acc at every moment: now for the experience at hand, the worst for the others",
+            "A(k) / k + (1 - 1/k) min_acc", "higher", _GAP,
+        ),
+        *(
+            Metric(
+                f"{short}{width}", f"the largest {move} of accuracy within {width} consecutive evaluations",
+                f"(1/k) sum_{{i<=k}} max of {pair} over m < q < m + {width}, 0 if none", better, _GAP,
+            )
+            for short, move, pair, better in (
+                ("wf", "drop", "A(i) at m - A(i) at q", "lower"), ("wp", "rise", "A(i) at q - A(i) at m", "higher"),
+            )
+            for width in (10, 100)
+        ),
+        Metric(
+            "forgetting", "accuracy lost since each experience's own end",
+            "mean over i < k of A(i) at the end of i - A(i)", "lower",
+            "D. Lopez-Paz, M. Ranzato, NeurIPS 2017 (as minus bwt)",
+        ),
+        Metric(
+            "forgetting_max", "accuracy lost since the best of the ends of experiences",
+            "mean over i < k of (max of A(i) over the ends of i..k-1) - A(i)", "lower",
+            "A. Chaudhry et al., Riemannian walk, ECCV 2018",
+        ),
+        Metric(
+            "bwt", "backward transfer: what later learning did to earlier experiences", "-forgetting", "higher",
+            "D. Lopez-Paz, M. Ranzato, Gradient episodic memory, NeurIPS 2017",
+        ),
+        Metric(
+            "learning_accuracy", "how well each experience had been learnt when it ended",
+            "(1/k) sum_{i<=k} A(i) at the end of i (of k: now)", "higher", "M. Riemer et al., ICLR 2019",
+        ),
+        Metric(
+            "aaa", "average anytime accuracy", "mean of acc over all evaluations", "higher",
+            "L. Caccia et al., New insights on reducing abrupt representation change, ICLR 2022",
+        ),
+        Metric(
+            "gap_depth", "the stability gap: how far experiences that are over fall while the next one is learnt",
+            "mean over switches s and i <= s of A(i) at s - min A(i) until the next switch", "lower",
+            _GAP + " (the mean is our reading)",
+        ),
+        Metric(
+            "gap_depth_relative", "the stability gap as a share of what was there before the switch",
+            "mean of (A(i) at s - min A(i)) / A(i) at s, where that is not 0", "lower", _GAP + " (our reading)",
         ),
     )
 }  # fmt: skip
