@@ -13,12 +13,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "streams": (
         "Batch Labels Forget Boundary Rejected Column StreamSpec Experience Stream InputError NO_LABEL STREAMS "
-        "DATASETS stream open_file from_arrays concat incremental corrupt delay_labels drop_labels split_classes take "
-        "rebatch shuffle_within"
+        "DATASETS stream open_file from_arrays from_experiences concat incremental corrupt delay_labels drop_labels "
+        "split_classes take rebatch shuffle_within"
     ),
     "adapt.loop": "Loop Record",
     "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",
     "adapt.learners": "learner=make_learner",
+    "adapt.learners.gradient": "GradientLearner",
+    "adapt.learners.replay": "Finetune ER ERACE DERpp AGEM Joint",
+    "adapt.learners.regularisers": "EWC LwF",
+    "models.networks": "Network",
     "adapt.guard": "Guard Rollback",
     "adapt.checkpoint": "Checkpointer",
     "evaluation": "metrics",

@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from itertools import pairwise
@@ -145,7 +146,8 @@ def show_data(name: str | None, *, fetch: bool) -> bool:
 
     chosen = list(DATASETS.values()) if name is None else [DATASETS[known(name, DATASETS, "data set")]]
     if fetch:
-        failed = [dataset for dataset in chosen if locate(dataset) is None and not _fetch(dataset)]
+        missing = [d for d in chosen if locate(d, complete=name is not None) is None]
+        failed = [dataset for dataset in missing if not _fetch(dataset)]
         return not failed
     if name is None:
         print(columns(((d.name, d.file, "found" if locate(d) else "missing", d.licence) for d in chosen),
@@ -158,6 +160,7 @@ def show_data(name: str | None, *, fetch: bool) -> bool:
     facts = [
         ("file", dataset.file),
         ("here", str(where) if where else "missing"),
+        *((file, what) for file, what in dataset.holds),
         ("looked for", " then ".join(map(str, folders()))),
         ("licence", dataset.licence),
         ("publisher", dataset.publisher),
@@ -178,6 +181,11 @@ def _fetch(dataset: Dataset) -> bool:
             share = f"{100 * done / total:3.0f} %" if total else ""
             sys.stderr.write(f"\r{dataset.name}: {file} {done / 1e6:.1f} MB {share}\x1b[K")
 
+    if not dataset.sources:
+        with suppress(ImportError):  # the fetch itself says what is missing
+            from ..models.vision import import_torchvision
+
+            import_torchvision()
     try:
         print(fetch(dataset, progress=bar))
     except InputError as fault:

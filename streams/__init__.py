@@ -8,6 +8,7 @@ from .delay import delay_labels
 from .download import fetch
 from .drift import concat, incremental
 from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, concatenate
+from .experiences import from_experiences
 from .files import FileParams, open_file
 from .sources import BLOCK, BlockStream, from_arrays
 from .spec import MAX_CLASSES, Column, Experience, InputError, Stream, StreamSpec
@@ -47,6 +48,7 @@ __all__ = [
     "fetch",
     "folders",
     "from_arrays",
+    "from_experiences",
     "incremental",
     "locate",
     "mark",

@@ -45,6 +45,14 @@ def _staged(name: str, summary: str, citation: str, params: str = "Nothing") -> 
     return StreamEntry(f"staged:{name.replace('-', '_')}", summary, citation, params, name)
 
 
+_MNIST = "LeCun, Bottou, Bengio, Haffner: Proceedings of the IEEE 86(11), 1998"
+_FASHION = "Xiao, Rasul, Vollgraf: Fashion-MNIST. arXiv 1708.07747, 2017"
+
+
+def _tasks(name: str, summary: str, citation: str, params: str, dataset: str | None) -> StreamEntry:
+    return StreamEntry(f"image_tasks:{name.replace('-', '_')}", summary, citation, params, dataset)
+
+
 STREAMS: dict[str, StreamEntry] = {
     "digits": StreamEntry(
         "generators:digits",
@@ -76,6 +84,37 @@ STREAMS: dict[str, StreamEntry] = {
     ),
     "hyperplane": StreamEntry(
         "synthetic:hyperplane", "a turning hyperplane", "Hulten et al.: CVFDT. KDD 2001", "Moving"
+    ),
+    "split-digits": _tasks(
+        "split-digits",
+        "the same digits in five experiences of two classes; needs no download",
+        "Alpaydin, Kaynak: Optical recognition of handwritten digits, 1998 (in scikit-learn)",
+        "Split",
+        None,
+    ),
+    "split-mnist": _tasks("split-mnist", "MNIST in five experiences of two classes", _MNIST, "Split", "mnist"),
+    "permuted-mnist": _tasks(
+        "permuted-mnist", "MNIST, its pixels in another order in each experience", _MNIST, "Permuted", "mnist"
+    ),
+    "rotated-mnist": _tasks(
+        "rotated-mnist", "MNIST, turned 9 degrees further in each of 20 experiences", _MNIST, "Rotated", "mnist"
+    ),
+    "split-fashion": _tasks(
+        "split-fashion", "Fashion-MNIST in five experiences of two classes", _FASHION, "Split", "fashion"
+    ),
+    "split-cifar10": _tasks(
+        "split-cifar10",
+        "CIFAR-10 in five experiences of two classes",
+        "Krizhevsky: Learning multiple layers of features from tiny images, 2009",
+        "SplitCifar10",
+        "cifar10",
+    ),
+    "mnist-fashion": _tasks(
+        "mnist-fashion",
+        "MNIST, then Fashion-MNIST under the same ten labels",
+        f"{_MNIST}; {_FASHION}",
+        "Domains",
+        "fashion",
     ),
     "electricity": _staged(
         "electricity", "45,312 half-hours of an electricity market: price up or down", "Harries 1999"

@@ -15,7 +15,7 @@ import numpy as np
 
 from .events import NO_LABEL, Batch, Boundary, Event, Labels, Rejected, concatenate
 from .feed import Feed, Mapped, permutation, uniform
-from .spec import InputError, Stream
+from .spec import Experience, InputError, Stream, StreamSpec
 
 
 def _whole(value: Any, name: str, least: int) -> int:
@@ -178,7 +178,7 @@ def split_classes(stream: Stream, per_task: int = 2, order: Sequence[int] | None
 
     A Boundary stands between tasks. The stream is read once per task. order: class codes in the order they come
     (default: 0, 1, ...). Rows without labels, and the source's own boundaries, are left out; rejected rows are passed
-    on in the first task.
+    on in the first task. Held-out rows of ``spec.experiences`` are pooled and split in the same way.
     """
     return _SplitClasses(stream, _whole(per_task, "split_classes: per_task", 1), order)
 
@@ -191,8 +191,9 @@ class _SplitClasses:
         codes = list(range(len(classes))) if order is None else [int(k) for k in order]
         if sorted(codes) != list(range(len(classes))):
             raise InputError(f"split_classes: order must name each of the {len(classes)} class codes once")
-        self.spec = replace(source.spec, drifts=())
         self._tasks = [codes[k : k + per_task] for k in range(0, len(codes), per_task)]
+        held = tuple(_regrouped(source.spec, classes, task) for task in self._tasks) if source.spec.experiences else ()
+        self.spec = replace(source.spec, drifts=(), experiences=held)
         self._source = source
         self._task, self._marked, self._time = 0, False, 0.0
         source.seek({})
@@ -202,7 +203,7 @@ class _SplitClasses:
         while self._task < len(self._tasks):
             if self._task and not self._marked:
                 self._marked = True
-                yield Boundary("classes " + ", ".join(classes[k] for k in self._tasks[self._task]), self._time)
+                yield Boundary(_title(classes, self._tasks[self._task]), self._time)
             for event in self._source:
                 mine = self._mine(event)
                 if mine is not None:
@@ -225,3 +226,15 @@ class _SplitClasses:
         self._task, self._marked = cursor.get("task", 0), cursor.get("marked", False)
         self._time = cursor.get("time", 0.0)
         self._source.seek(cursor.get("s", {}))
+
+
+def _title(classes: Sequence[str], codes: Sequence[int]) -> str:
+    return "classes " + ", ".join(classes[k] for k in codes)
+
+
+def _regrouped(spec: StreamSpec, classes: Sequence[str], codes: Sequence[int]) -> Experience:
+    """The held-out rows of these classes, from all experiences; how many rows there are for training is not known."""
+    picked = [(e, np.isin(e.y, codes)) for e in spec.experiences]
+    x = np.concatenate([e.x[rows] for e, rows in picked])
+    y = np.concatenate([e.y[rows] for e, rows in picked])
+    return Experience(_title(classes, codes), x, y, 0, tuple(codes))

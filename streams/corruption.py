@@ -10,7 +10,7 @@ import numpy as np
 
 from .events import Array, Batch, Boundary, Event
 from .feed import Feed, Mapped, normal, uniform
-from .spec import InputError, Stream, StreamSpec
+from .spec import Experience, InputError, Stream, StreamSpec
 
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
 
@@ -81,8 +81,9 @@ def _contrast(x: Array, ids: Array, k: int, seed: int, scale: Scale) -> Array:  
 def _blur(x: Array, ids: Array, k: int, seed: int, scale: Scale) -> Array:  # noqa: ARG001
     shape = scale.spec.shape or ()
     image = x.reshape(len(x), *shape)
+    first = image.ndim - 2 if shape[0] <= min(shape[1:]) else 1  # channels come first, or (in files) perhaps last
     for _ in range(k + 1):
-        for axis in (1, 2):
+        for axis in (first, first + 1):
             pads = [(1, 1) if a == axis else (0, 0) for a in range(image.ndim)]
             wide = np.pad(image, pads, mode="edge")
             n = image.shape[axis]
@@ -124,8 +125,9 @@ def corrupt(
     columns are touched by ``missing`` only.
 
     Standard deviation, centre, least and greatest of a column are those of the first batch of the stream. A Boundary
-    stands at start and stop (where they are not the ends), and spec.drifts lists them. Raises InputError for an
-    unknown kind, a severity outside 1..5, or blur on rows without a shape of 2 or 3 axes.
+    stands at start and stop (where they are not the ends), and spec.drifts lists them. Held-out rows of
+    ``spec.experiences`` are damaged likewise if all rows are; a Boundary more leaves the stream without them. Raises
+    InputError for an unknown kind, a severity outside 1..5, or blur on rows without a shape of 2 or 3 axes.
     """
     if kind not in KINDS:
         raise InputError(f"corrupt: unknown kind {kind!r}; known are {', '.join(KINDS)}")
@@ -143,13 +145,21 @@ def corrupt(
         if not hit.any():
             return event
         x = np.array(event.x, dtype=np.float64)
-        worse = scale.clip(damage(x[hit], event.ids[hit], severity - 1, seed, scale))
-        x[hit] = np.where(numeric, worse, x[hit])
+        x[hit] = worse(x[hit], event.ids[hit])
         return Batch(event.ids, x, event.time, event.y)
+
+    def worse(x: Array, ids: Array) -> Array:
+        return np.where(numeric, scale.clip(damage(x, ids, severity - 1, seed, scale)), x)
+
+    def held_out(experience: Experience, k: int) -> Experience:
+        ids = np.arange(len(experience.y)) + ((k + 1) << 40)  # no row of the stream has such a number
+        return replace(experience, x=worse(experience.x.astype(np.float64), ids).astype(np.float32))
 
     marks = {row: name for row, name in ((start, f"{kind} {severity}"), (stop, f"{kind} ends")) if row}
     marked = mark(stream, marks) if marks else stream
     spec = marked.spec
+    if start <= 0 and stop is None and spec.experiences:
+        spec = replace(spec, experiences=tuple(held_out(e, k) for k, e in enumerate(spec.experiences)))
     if kind == "missing":
         spec = replace(spec, columns=tuple(replace(c, missing=True) for c in spec.columns))
     return Mapped(spec, marked, damaged)
@@ -178,7 +188,8 @@ class _Marked:
     def __init__(self, source: Stream, boundaries: dict[int, str]) -> None:
         drifts = sorted({*source.spec.drifts, *(int(r) for r in boundaries if r > 0)})
         length = source.spec.length
-        self.spec = replace(source.spec, drifts=tuple(d for d in drifts if length is None or d < length))
+        marked = tuple(d for d in drifts if length is None or d < length)
+        self.spec = replace(source.spec, drifts=marked, experiences=())
         self._feed = Feed(source)
         self._marks = sorted((int(r), name) for r, name in boundaries.items())
         self._out = 0

@@ -25,8 +25,10 @@ class Source:
 class Dataset:
     """One data set: the file a stream reads, and what it is made of.
 
-    file: its name in the data folder. content: ``convert.content_digest`` of it. convert: the function of
-    ``convert.py`` that makes it from the sources. publisher: a page for people.
+    file: its name in the data folder. content: ``convert.content_digest`` of it; empty where only the publisher's own
+    checksums are known. convert: the function of ``convert.py`` that makes it from the sources; where there are no
+    sources, the class of ``torchvision.datasets`` that gets it. publisher: a page for people. part: a file that is
+    read where ``file`` is missing, for it holds some of the same. holds: what each of the two files has in it.
     """
 
     name: str
@@ -36,10 +38,15 @@ class Dataset:
     licence: str
     publisher: str
     sources: tuple[Source, ...]
+    part: str = ""
+    holds: tuple[tuple[str, str], ...] = ()
 
     @property
     def how(self) -> str:
         """How to get it by hand, in one line."""
+        if not self.sources:
+            call = f"torchvision.datasets.{self.convert}(FOLDER, train=True, download=True), and train=False"
+            return f"{call}; save their arrays as streams/published_images.py does"
         return f"download {' '.join(s.url for s in self.sources)} and convert with streams/convert.py:{self.convert}"
 
 
@@ -285,7 +292,52 @@ _TABLE = (
     ),
 )
 
-DATASETS: dict[str, Dataset] = {entry.name: entry for entry in _TABLE}
+_IMAGES = (
+    Dataset(
+        "mnist",
+        "mnist.npz",
+        "399f6831a588b2df9458cab2fad1a8fc1666482fe032c8d0b1034801438b5ade",
+        "MNIST",
+        "usually given as CC BY-SA 3.0 (LeCun, Cortes, Burges 1998)",
+        "https://yann.lecun.com/exdb/mnist",
+        (),
+        holds=(("mnist.npz", "all 60,000 training and 10,000 test images, 28 x 28 grey, in the publisher's order"),),
+    ),
+    Dataset(
+        "fashion",
+        "fashion_mnist_complete.npz",
+        "",
+        "FashionMNIST",
+        "MIT (Zalando; Xiao, Rasul, Vollgraf 2017)",
+        "https://github.com/zalandoresearch/fashion-mnist",
+        (),
+        part="fashion_mnist.npz",
+        holds=(
+            ("fashion_mnist_complete.npz", "all 60,000 training and 10,000 test images, 28 x 28 grey"),
+            ("fashion_mnist.npz", "a part: 2,000 of the 6,000 training images of each class; all 10,000 test images"),
+        ),
+    ),
+    Dataset(
+        "cifar10",
+        "cifar10_complete.npz",
+        "",
+        "CIFAR10",
+        "unclear: no formal licence; its author asks for a citation (Krizhevsky 2009)",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        (),
+        part="cifar10_subset.npz",
+        holds=(
+            ("cifar10_complete.npz", "all 50,000 training and 10,000 test images, 32 x 32 in colour, in order"),
+            (
+                "cifar10_subset.npz",
+                "a part: 1,000 training and 200 test images of each class, from JPEG copies (quality 75), not the "
+                "original pixels; the others are in cifar10_more_jpeg.npz",
+            ),
+        ),
+    ),
+)
+
+DATASETS: dict[str, Dataset] = {entry.name: entry for entry in (*_TABLE, *_IMAGES)}
 
 
 def cache_folder() -> Path:
@@ -300,9 +352,15 @@ def folders() -> list[Path]:
     return ([Path(given)] if given else []) + [cache_folder()]
 
 
-def locate(dataset: Dataset) -> Path | None:
-    """The data set's file if it is on this machine."""
-    return next((folder / dataset.file for folder in folders() if (folder / dataset.file).is_file()), None)
+def locate_file(file: str) -> Path | None:
+    """A file of this name if it is on this machine."""
+    return next((folder / file for folder in folders() if (folder / file).is_file()), None)
+
+
+def locate(dataset: Dataset, *, complete: bool = False) -> Path | None:
+    """The data set's file if it is on this machine, or else the file that holds a part (unless ``complete``)."""
+    found = locate_file(dataset.file)
+    return locate_file(dataset.part) if found is None and dataset.part and not complete else found
 
 
 def data_path(name: str) -> Path:

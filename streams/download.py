@@ -22,27 +22,38 @@ TIMEOUT = 60.0
 def fetch(dataset: Dataset, folder: Path | None = None, progress: Progress | None = None) -> Path:
     """Download and convert a data set into ``folder`` (default: the cache folder); returns the file.
 
-    Every download must have the sha256 of the table, and so must the content of the result. The file appears under
-    its name only when it is whole. Raises InputError in one line for a failing connection, a refused request, a wrong
-    digest or a folder that cannot be written.
+    Every download must have the sha256 of the table, and so must the content of the result where the table has one.
+    The file appears under its name only when it is whole. Images come by way of torchvision, which shows its own
+    progress and checks the md5 that it knows. Raises InputError in one line for a failing connection, a refused
+    request, a wrong digest or a folder that cannot be written.
     """
     folder = cache_folder() if folder is None else folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as work:
-            parts = [Path(work) / f"{k}-{source.url.rsplit('/', 1)[-1]}" for k, source in enumerate(dataset.sources)]
-            for source, part in zip(dataset.sources, parts, strict=True):
-                download(source, part, progress)
             made = Path(work) / f"made-{dataset.file}"
-            getattr(convert, dataset.convert)(parts, made)
+            if dataset.sources:
+                _convert(dataset, Path(work), made, progress)
+            else:
+                from .published_images import save_images
+
+                save_images(dataset, Path(work), made)
             found = convert.content_digest(made)
-            if found != dataset.content:
+            if dataset.content and found != dataset.content:
                 raise InputError(f"{dataset.name}: the converted content has sha256 {found}, not {dataset.content}")
             target = folder / dataset.file
             os.replace(made, target)
             return target
     except OSError as error:
         raise InputError(f"{dataset.name}: cannot write to {folder} ({error.strerror or error})") from None
+
+
+def _convert(dataset: Dataset, work: Path, made: Path, progress: Progress | None) -> None:
+    """Get the sources and make one file of them."""
+    parts = [work / f"{k}-{source.url.rsplit('/', 1)[-1]}" for k, source in enumerate(dataset.sources)]
+    for source, part in zip(dataset.sources, parts, strict=True):
+        download(source, part, progress)
+    getattr(convert, dataset.convert)(parts, made)
 
 
 def download(source: Source, path: Path, progress: Progress | None = None) -> None:

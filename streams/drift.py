@@ -72,9 +72,10 @@ def concat(
     part comes exactly once. With a position, rows of a part that are not yet used by then are left out.
 
     Recurring: give a part again. It goes on where it stopped, or starts again if it had ended. The Boundary, and the
-    entry in ``spec.drifts``, stand at ``position - width / 2``, where the change sets in. Rows are numbered anew from
-    0 (rejected rows are counted), which is their id and time. Parts must have the same columns and hold no Labels or
-    Forget events: delay labels after joining. Raises InputError otherwise.
+    entry in ``spec.drifts``, stand at ``position - width / 2``, where the change sets in. Where every part has
+    ``spec.experiences``, the whole has them one after the other (unless a position may cut one of several off). Rows
+    are numbered anew from 0 (rejected rows are counted), which is their id and time. Parts must have the same columns
+    and hold no Labels or Forget events: delay labels after joining. Raises InputError otherwise.
     """
     if not streams:
         raise InputError("concat: no stream given")
@@ -241,8 +242,15 @@ def _joined_spec(parts: Sequence[Stream], switches: list[Switch]) -> StreamSpec:
         elif i and switches[i - 1].position is not None:
             drifts.append(int(switches[i - 1].mark))
     length = sum(lengths) if whole and None not in lengths else None  # type: ignore[arg-type]
+    held = [s.experiences for s in specs]
+    known = all(held) and (whole or all(len(h) == 1 for h in held))
     return replace(
-        specs[0], name="+".join(s.name for s in specs), classes=classes, length=length, drifts=tuple(sorted(drifts))
+        specs[0],
+        name="+".join(s.name for s in specs),
+        classes=classes,
+        length=length,
+        drifts=tuple(sorted(drifts)),
+        experiences=tuple(e for h in held for e in h) if known else (),
     )
 
 
@@ -274,6 +282,7 @@ class _Incremental:
             name="~".join(p.spec.name for p in parts),
             length=min(lengths, default=None),
             drifts=(start,) if start else (),
+            experiences=(),  # held-out rows of either concept would judge neither stretch
         )
         self._feeds = [Feed(p) for p in parts]
         self._start, self._span, self._seed = start, span, seed

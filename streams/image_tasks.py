@@ -1,0 +1,347 @@
+"""The built-in streams of experiences: digits, MNIST, Fashion-MNIST and CIFAR-10, cut into tasks.
+
+Class codes are given in the order the classes come, so that task k always has the codes from k * per_task on and a
+head only ever grows at its end; ``spec.classes`` has their names.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from .datasets import data_path, locate_file
+from .events import Array
+from .experiences import Rows, Task, View, stream_of
+from .npz import read_arrays
+from .spec import InputError, Stream
+
+DIGITS_TRAIN = 1257
+DIGITS = tuple("0123456789")
+CIFAR_PART = (1000, 200)
+"""Images of each class in the smaller file: training, test."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """per_task: classes in each experience. scenario: "class" or "task", what the evaluator is to ask: which class of
+    all, or which of the experience's. order: "seed" for another order of the classes with every seed but 0 (the one of
+    the AdaB2N code), "given" for 0, 1, ... always. epochs: passes over each experience. test_rows: held-out rows of
+    each experience, every class in its share; 0 for all. train_rows: training rows of each experience at most; 0 for
+    all. blur: share of an experience's rows that is exchanged with rows of the others.
+    """
+
+    per_task: int = 2
+    scenario: Literal["class", "task"] = "class"
+    order: Literal["seed", "given"] = "seed"
+    epochs: int = 1
+    test_rows: int = 200
+    train_rows: int = 0
+    blur: float = 0.0
+
+
+@dataclass(frozen=True)
+class SplitCifar10:
+    """per_task: classes in each experience. scenario: "class" or "task", what the evaluator is to ask: which class of
+    all, or which of the experience's. order: "seed" for another order of the classes with every seed but 0 (the one of
+    the AdaB2N code), "given" for 0, 1, ... always. epochs: passes over each experience. test_rows: held-out rows of
+    each experience, every class in its share; 0 for all. train_rows: training rows of each experience at most; 0 for
+    all. blur: share of an experience's rows that is exchanged with rows of the others. more: all 50,000 training
+    images instead of 1,000 of each class.
+    """
+
+    per_task: int = 2
+    scenario: Literal["class", "task"] = "class"
+    order: Literal["seed", "given"] = "seed"
+    epochs: int = 1
+    test_rows: int = 200
+    train_rows: int = 0
+    blur: float = 0.0
+    more: bool = False
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """tasks: experiences; the first shows the pixels in their places. epochs: passes over each experience. test_rows:
+    held-out rows of each experience, every class in its share; 0 for all. train_rows: training rows of each experience
+    at most; 0 for all. blur: share of an experience's rows that is exchanged with rows of the others.
+    """
+
+    tasks: int = 5
+    epochs: int = 1
+    test_rows: int = 200
+    train_rows: int = 0
+    blur: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """tasks: experiences. step: degrees, counter-clockwise, from one to the next. epochs: passes over each experience.
+    test_rows: held-out rows of each experience, every class in its share; 0 for all. train_rows: training rows of each
+    experience at most; 0 for all. blur: share of an experience's rows that is exchanged with rows of the others.
+    """
+
+    tasks: int = 20
+    step: float = 9.0
+    epochs: int = 1
+    test_rows: int = 200
+    train_rows: int = 0
+    blur: float = 0.0
+
+
+@dataclass(frozen=True)
+class Domains:
+    """epochs: passes over each experience. test_rows: held-out rows of each experience, every class in its share; 0
+    for all. train_rows: training rows of each experience at most; 0 for all. blur: share of an experience's rows that
+    is exchanged with rows of the others.
+    """
+
+    epochs: int = 1
+    test_rows: int = 200
+    train_rows: int = 0
+    blur: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """Labelled images, channels first: x numbers[N, C, H, W], y int64[N]; source says what they are a part of."""
+
+    x: Array
+    y: Array
+    x_test: Array
+    y_test: Array
+    classes: tuple[str, ...]
+    source: str
+
+    def task(self, name: str, view: View | None = None) -> Task:
+        train = Rows(self.x, np.arange(len(self.x)), self.y, view)
+        return Task(name, train, Rows(self.x_test, np.arange(len(self.x_test)), self.y_test, view))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+
+def split_digits(params: Split, seed: int) -> Stream:
+    """Scikit-learn's 1,797 digits (8 x 8, pixels divided by 16) in tasks of two classes; needs no download.
+
+    1,257 are for training and 540 held out, by one fixed shuffle, as in our note on continual evaluation.
+    """
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = (x[order] / 16.0).astype(np.float32).reshape(-1, 1, 8, 8), y[order].astype(np.int64)
+    cut = DIGITS_TRAIN
+    images = Images(x[:cut], y[:cut], x[cut:], y[cut:], DIGITS, "1,257 training and 540 test images, all there are")
+    return _split("split-digits", images, params, seed)
+
+
+def split_mnist(params: Split, seed: int) -> Stream:
+    """MNIST in tasks of two classes each: 60,000 training images, 10,000 test images, 28 x 28."""
+    return _split("split-mnist", _grey("mnist"), params, seed)
+
+
+def split_fashion(params: Split, seed: int) -> Stream:
+    """Fashion-MNIST in tasks of two classes each, 28 x 28. spec.notes["data"] says how many of its images are here."""
+    return _split("split-fashion", _grey("fashion"), params, seed)
+
+
+def split_cifar10(params: SplitCifar10, seed: int) -> Stream:
+    """CIFAR-10 in tasks of two classes each, 3 x 32 x 32: 1,000 training and 200 test images of each class.
+
+    With ``more`` 5,000 and 1,000 of each. Where they come from JPEG copies, spec.notes["data"] says so: the pixels are
+    then not those of the original, and accuracies are to be quoted as such.
+    """
+    return _split("split-cifar10", _cifar10(params.more), params, seed)
+
+
+def permuted_mnist(params: Permuted, seed: int) -> Stream:
+    """MNIST again and again, the pixels of each experience in another fixed random order; all ten classes throughout.
+
+    The first experience is MNIST itself (Kirkpatrick et al. 2017).
+    """
+    images = _grey("mnist")
+    _at_least_one(params.tasks, "permuted-mnist")
+    tasks = [images.task("permutation 0")]
+    for k in range(1, params.tasks):
+        order = np.random.default_rng([seed, 17, k]).permutation(images.x[0].size)
+        tasks.append(images.task(f"permutation {k}", _Reordered(order)))
+    return _domains("permuted-mnist", tasks, images, params, seed)
+
+
+def rotated_mnist(params: Rotated, seed: int) -> Stream:
+    """MNIST again and again, turned a step further in each experience; all ten classes throughout.
+
+    Turned counter-clockwise about the centre, bilinear, black around (Lopez-Paz, Ranzato 2017; the step is that of the
+    code of De Lange et al. 2023).
+    """
+    images = _grey("mnist")
+    _at_least_one(params.tasks, "rotated-mnist")
+    angles = [params.step * k for k in range(params.tasks)]
+    tasks = [images.task(f"{angle:g} degrees", Turned(angle, images.shape[1:]) if angle else None) for angle in angles]
+    return _domains("rotated-mnist", tasks, images, params, seed)
+
+
+def mnist_fashion(params: Domains, seed: int) -> Stream:
+    """First MNIST, then Fashion-MNIST under the same ten labels: the pictures change, the answers' names do not."""
+    digits, clothes = _grey("mnist"), _grey("fashion")
+    tasks = [digits.task("mnist"), clothes.task("fashion")]
+    together = replace(digits, source=f"mnist: {digits.source}; fashion: {clothes.source}")
+    return _domains("mnist-fashion", tasks, together, params, seed)
+
+
+def _at_least_one(tasks: int, name: str) -> None:
+    if not 1 <= tasks <= 1000:
+        raise InputError(f"{name}: tasks must be 1 to 1000, not {tasks}")
+
+
+def _split(name: str, images: Images, params: Split | SplitCifar10, seed: int) -> Stream:
+    """Tasks of ``per_task`` classes each."""
+    count, size = len(images.classes), params.per_task
+    if not 1 <= size <= count:
+        raise InputError(f"{name}: per_task must be 1 to {count}, not {size}")
+    given = params.order == "given" or seed == 0
+    order = np.arange(count) if given else np.random.default_rng(42 + seed).permutation(count)
+    code = np.argsort(order)
+    y, y_test = code[images.y], code[images.y_test]
+    names = [images.classes[k] for k in order]
+    tasks = []
+    for first in range(0, count, size):
+        train, test = (np.flatnonzero((part >= first) & (part < first + size)) for part in (y, y_test))
+        title = "classes " + ", ".join(names[first : first + size])
+        tasks.append(Task(title, Rows(images.x, train, y[train]), Rows(images.x_test, test, y_test[test])))
+    return stream_of(
+        tasks,
+        name=name,
+        classes=names,
+        shape=images.shape,
+        scenario=params.scenario,
+        seed=seed,
+        notes={"data": images.source},
+        **_shared(params),
+    )
+
+
+def _domains(name: str, tasks: Sequence[Task], images: Images, params: Any, seed: int) -> Stream:
+    return stream_of(
+        tasks,
+        name=name,
+        classes=images.classes,
+        shape=images.shape,
+        scenario="domain",
+        seed=seed,
+        notes={"data": images.source},
+        **_shared(params),
+    )
+
+
+def _shared(params: Any) -> dict[str, Any]:
+    """The parameters that every stream of experiences has."""
+    return {k: v for k, v in asdict(params).items() if k in ("epochs", "test_rows", "train_rows", "blur")}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reordered:
+    order: Array
+
+    def __call__(self, x: Array) -> Array:
+        return x[:, self.order]
+
+
+class Turned:
+    """Images (rows, columns), flattened, turned about their centre by bilinear interpolation; zero around them.
+
+    A turned pixel is the weighted sum of the four pixels around the place it comes from. Places and weights are the
+    same for every image, so they are found once; the result is that of scipy.ndimage.rotate with ``order=1`` and
+    ``mode="grid-constant"``, several times quicker.
+    """
+
+    def __init__(self, degrees: float, shape: Sequence[int]) -> None:
+        height, width = shape
+        angle = np.deg2rad(degrees)
+        down, right = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        v, u = down - (height - 1) / 2, right - (width - 1) / 2
+        from_down = np.cos(angle) * v + np.sin(angle) * u + (height - 1) / 2
+        from_right = np.cos(angle) * u - np.sin(angle) * v + (width - 1) / 2
+        self.corners: list[tuple[Array, Array]] = []
+        for i in (0, 1):
+            for j in (0, 1):
+                row, column = np.floor(from_down).astype(int) + i, np.floor(from_right).astype(int) + j
+                weight = (1 - np.abs(from_down - row)) * (1 - np.abs(from_right - column))
+                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                place = np.where(inside, row * width + column, 0)
+                self.corners.append((place.ravel(), np.where(inside, weight, 0.0).ravel()))
+
+    def __call__(self, x: Array) -> Array:
+        turned = np.zeros_like(x)
+        for place, weight in self.corners:
+            turned += x[:, place] * weight
+        return turned
+
+
+def _grey(name: str) -> Images:
+    """Images of one channel from a data set of uint8[N, H, W]."""
+    arrays = _arrays(name)
+    x, x_test = arrays["x_train"][:, None], arrays["x_test"][:, None]
+    names = tuple(arrays["class_names"].tolist()) if "class_names" in arrays else DIGITS
+    source = f"{len(x):,} of 60,000 training and {len(x_test):,} of 10,000 test images"
+    return Images(x, arrays["y_train"].astype(np.int64), x_test, arrays["y_test"].astype(np.int64), names, source)
+
+
+def _arrays(name: str) -> Mapping[str, Array]:
+    path = data_path(name)
+    arrays = read_arrays(path)
+    x, y, x_test, y_test = (arrays.get(k, np.empty(0)) for k in ("x_train", "y_train", "x_test", "y_test"))
+    sound = x.dtype == x_test.dtype == np.uint8 and x.ndim >= 3 and x.shape[1:] == x_test.shape[1:]
+    if not sound or y.shape != x.shape[:1] or y_test.shape != x_test.shape[:1]:
+        raise InputError(f"{path}: not the arrays x_train, y_train, x_test, y_test that driftway data {name} describes")
+    return arrays
+
+
+def _cifar10(more: bool) -> Images:
+    """The complete set where it is here, else the JPEG copies; without ``more`` the first images of each class."""
+    arrays = _arrays("cifar10")
+    whole = len(arrays["y_train"]) == 50_000
+    train, test = (
+        _cifar10_part(arrays, part, count if whole and not more else 0, more and not whole)
+        for part, count in zip(("train", "test"), CIFAR_PART, strict=True)
+    )
+    source = f"{len(train[0]):,} of 50,000 training and {len(test[0]):,} of 10,000 test images"
+    source += "" if whole else ", from JPEG copies (quality 75)"
+    return Images(*train, *test, tuple(arrays["class_names"].tolist()), source)
+
+
+def _cifar10_part(arrays: Mapping[str, Array], part: str, first: int, jpegs: bool) -> tuple[Array, Array]:
+    """uint8[N, 3, 32, 32] and int64[N]: the ``first`` of each class (0: all), and the JPEG images behind them."""
+    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"].astype(np.int64)
+    if first:
+        kept = np.sort(np.concatenate([np.flatnonzero(y == c)[:first] for c in range(10)]))
+        x, y = x[kept], y[kept]
+    packed, cuts, more = _jpegs(part) if jpegs else (b"", np.zeros(1, np.int64), y[:0])
+    images = np.empty((len(y) + len(more), 3, 32, 32), np.uint8)
+    images[: len(y)] = x.transpose(0, 3, 1, 2)
+    for i in range(len(more)):
+        images[len(y) + i] = _decoded(packed[cuts[i] : cuts[i + 1]]).transpose(2, 0, 1)
+    return images, np.concatenate([y, more])
+
+
+def _jpegs(part: str) -> tuple[bytes, Array, Array]:
+    """All JPEG files in one, where each begins and ends, and their labels."""
+    path = locate_file("cifar10_more_jpeg.npz")
+    if path is None:
+        raise InputError("split-cifar10: more needs cifar10_more_jpeg.npz, or all of it: driftway data cifar10 --fetch")
+    arrays = read_arrays(path, (f"jpeg_{part}", f"offset_{part}", f"y_{part}"))
+    return arrays[f"jpeg_{part}"].tobytes(), arrays[f"offset_{part}"], arrays[f"y_{part}"].astype(np.int64)
+
+
+def _decoded(jpeg: bytes) -> Array:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError('split-cifar10: more needs pillow: pip install "driftway[vision]"') from None
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return np.asarray(image.convert("RGB"))
