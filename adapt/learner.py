@@ -81,7 +81,7 @@ class Learner(ABC):
     the flags of the command line and the keys of a configuration file), and the seed of its private generator.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
     targets: ClassVar[frozenset[str]] = frozenset({"classification"})
     devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
 

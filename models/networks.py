@@ -58,7 +58,7 @@ class ConvNet(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def _mlp(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
+def _mlp(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:  # noqa: ARG001 - has none
     widths = _numbers("mlp", sizes)
     inputs = 1
     for n in shape:
@@ -76,7 +76,7 @@ def _resnet18(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, i
     return ResNet18(_image("resnet18", shape)[0], width, norm), 8 * width
 
 
-def _torchvision(name: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
+def _torchvision(name: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:  # noqa: ARG001 - has its own
     from .vision import torchvision_body
 
     return torchvision_body(name, _image(f"torchvision:{name}", shape))
@@ -131,7 +131,8 @@ def _numbers(kind: str, sizes: str) -> list[int]:
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
-        raise ValueError(f"model {kind}:{sizes}: sizes are whole numbers with - between, such as {kind}:{DEFAULTS[kind]}")
+        example = f"{kind}:{DEFAULTS[kind]}"
+        raise ValueError(f"model {kind}:{sizes}: sizes are whole numbers with - between, such as {example}")
     return numbers
 
 

@@ -106,7 +106,8 @@ class SGD:
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov, Hutter, ICLR 2019), bias-corrected.
 
-    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w = w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
+    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
+    w = w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
     slots per parameter: ``m``, ``v`` and ``t``: float32[] where every update touched all of it, float32[rows] once
     updates were held to rows, each row then having a count of its own.
     """
@@ -161,7 +162,7 @@ class AdamW:
     def _some(self, name: str, weight: Tensor, grad: Tensor, some: Only) -> None:
         slot = self._slot(name, weight)
         decay = 0.0 if name in self.undecayed else self.weight_decay
-        rates = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": decay}
+        rates: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": decay}
         if isinstance(some, Entries):
             slot["t"] += 1
             masked_adamw(weight, slot["m"], slot["v"], some.mask, grad, t=slot["t"], **rates)

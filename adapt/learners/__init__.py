@@ -50,6 +50,11 @@ _RIVER = "Montiel et al.: River: machine learning for streaming data in Python. 
 _LOGISTIC = "Bishop: Pattern recognition and machine learning, 2006, sections 4.3.2 and 3.1.3"
 _HOEFFDING = "Domingos, Hulten: Mining high-speed data streams. KDD 2000"
 _DRIFTMOE = "DriftMoE: a mixture of experts approach to handle concept drifts. arXiv 2507.18464, 2025"
+_ERACE = "Caccia et al.: New insights on reducing abrupt representation change in online continual learning. ICLR 2022"
+_DER = "Buzzega et al.: Dark experience for general continual learning. NeurIPS 2020"
+_AGEM = "Chaudhry et al.: Efficient lifelong learning with A-GEM. ICLR 2019"
+_EWC = "Kirkpatrick et al.: Overcoming catastrophic forgetting. PNAS 114(13), 2017; online: Schwarz et al., ICML 2018"
+_LWF = "Li, Hoiem: Learning without forgetting. ECCV 2016"
 _ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
@@ -60,7 +65,13 @@ LEARNERS: dict[str, Entry] = {
     "driftmoe": Entry("driftmoe:DriftMoE", "trees and linear experts under a router that learns on line", _DRIFTMOE),
     "river": Entry("river_model:RiverModel", "any river classifier or regressor", _RIVER, "module.Class"),
     "finetune": _part("replay:Finetune", "gradient steps on the rows at hand: the lower bound"),
-    "er": _part("replay:ER", "experience replay", _ER),
+    "er": _part("replay:ER", "experience replay: rows of a memory beside those at hand", _ER),
+    "er-ace": _part("replay:ERACE", "replay whose new rows leave the old classes alone", _ERACE),
+    "derpp": _part("replay:DERpp", "replay that keeps the network's outputs too", _DER),
+    "agem": _part("replay:AGEM", "gradients projected so that the past does not get worse", _AGEM),
+    "joint": _part("replay:Joint", "everything ever met is kept and learnt from: the upper bound"),
+    "ewc": _part("regularisers:EWC", "weights that mattered are held near where they were", _EWC),
+    "lwf": _part("regularisers:LwF", "the network of the last boundary teaches the present one", _LWF),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 

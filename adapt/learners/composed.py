@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from ...streams import InputError, StreamSpec
 from . import LEARNERS, find_learner
 from .gradient import GradientLearner
-from .parts import check_parts
+from .parts import check_parts, is_policy
 
 
 def parts_of(name: str) -> list[type[Any]]:
@@ -25,8 +25,8 @@ def parts_of(name: str) -> list[type[Any]]:
             combined = ", ".join(n for n, e in LEARNERS.items() if e.part)
             raise InputError(f"learner {name!r}: {word} cannot be combined with +; parts that can are {combined}")
         kinds.append(entry.load_part())
-    kinds.sort(key=lambda kind: not _is_policy(kind))
-    if not _is_policy(kinds[0]):
+    kinds.sort(key=lambda kind: not is_policy(kind))
+    if not is_policy(kinds[0]):
         kinds.insert(0, LEARNERS["finetune"].load_part())
     check_parts([kind() for kind in kinds])
     return kinds
@@ -35,7 +35,7 @@ def parts_of(name: str) -> list[type[Any]]:
 @lru_cache(maxsize=256)
 def composed_params(name: str) -> type[Any]:
     """One dataclass with the step's parameters and those of every part."""
-    kinds = [GradientLearner.Params, *parts_of(name)]
+    kinds: list[type[Any]] = [GradientLearner.Params, *parts_of(name)]
     rows: dict[str, Any] = {}
     for kind in kinds:
         types = get_type_hints(kind)
@@ -66,7 +66,3 @@ def compose(name: str, spec: StreamSpec, params: Any, seed: int, device: str) ->
 def _pick(kind: type[Any], params: Any) -> Any:
     """The part's own fields out of the whole."""
     return kind(**{f.name: getattr(params, f.name) for f in fields(kind)})
-
-
-def _is_policy(kind: type[Any]) -> bool:
-    return bool(getattr(kind, "is_policy", False))

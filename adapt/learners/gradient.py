@@ -21,7 +21,7 @@ from ...models.networks import Network, build, grow_head
 from ...models.optimisers import SGD, AdamW, Only, Optimiser, grow_slots
 from ...streams import Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
-from .parts import Active, ActivePolicy, Loss, Policy, Rows, Technique, check_parts
+from .parts import Active, Loss, Part, Rows, check_parts
 from .replay import Finetune
 
 PROBED_AT_ONCE = 2048
@@ -85,13 +85,13 @@ class GradientLearner(Learner):
         params: Params | None = None,
         seed: int = 0,
         *,
-        replay: Policy | None = None,
-        techniques: Sequence[Technique] = (),
+        replay: Part | None = None,
+        techniques: Sequence[Part] = (),
         model: Network | None = None,
         device: str = "cpu",
     ) -> None:
         super().__init__(spec, params, seed)
-        policy = Finetune() if replay is None else replay
+        policy: Part = Finetune() if replay is None else replay
         check_parts([policy, *techniques])
         self.needs = frozenset({"labels"}).union(policy.needs, *(t.needs for t in techniques))
         self.device = torch.device(device)
@@ -104,10 +104,12 @@ class GradientLearner(Learner):
         self.net = self._network() if model is None else model
         self.net.to(self.device).eval()
         self.optimiser = self._optimiser()
+        self.said: Tensor | None = None
+        """What the network last said of the rows at hand in training mode, float32[B, C] with its graph."""
         self._body_version = 0
         self._split = dict.fromkeys(("gradient_plasticity", "gradient_stability", "gradient_cosine"), 0.0)
         self.techniques: list[Active] = [t.start(self) for t in techniques]
-        self.policy: ActivePolicy = policy.start(self)
+        self.policy = policy.start(self)
         self.rebuilt()
 
     def _network(self) -> Network:
@@ -165,6 +167,7 @@ class GradientLearner(Learner):
     # --- learning -----------------------------------------------------------------------------------------------
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
+        assert isinstance(batch.x, np.ndarray)
         self.inputs.observe(batch.x)
         now = self._rows(batch)
         for part in self.techniques:
@@ -206,6 +209,7 @@ class GradientLearner(Learner):
             x = group[0].x if len(group) == 1 else torch.cat([part.x for part in group])
             z = self._forward(x)
             out += [z] if len(group) == 1 else z.split([len(part) for part in group])
+        self.said = next((z for z, part in zip(out, rows) if part.current), self.said)
         return out
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -230,17 +234,21 @@ class GradientLearner(Learner):
         present[0, rows.y] = True
         return present
 
+    def gradients_of(self, loss: Tensor) -> dict[str, Tensor | None]:
+        """The gradient of a loss by every trained parameter's name; None where the loss does not depend on it."""
+        weights = [self.weights[n] for n in self._trained]
+        return dict(zip(self._trained, torch.autograd.grad(loss, weights, allow_unused=True)))
+
     def _gradients(self, loss: Loss) -> dict[str, Tensor | None]:
-        names, total = self._trained, loss.total()
+        total = loss.total()
         if total is None:
             return {}
-        weights = [self.weights[n] for n in names]
-        if self.params.split_gradients:
-            return self._gradients_apart(loss, names, weights)
-        return dict(zip(names, torch.autograd.grad(total, weights, allow_unused=True)))
+        return self._gradients_apart(loss) if self.params.split_gradients else self.gradients_of(total)
 
-    def _gradients_apart(self, loss: Loss, names: list[str], weights: list[Tensor]) -> dict[str, Tensor | None]:
+    def _gradients_apart(self, loss: Loss) -> dict[str, Tensor | None]:
         """The same gradient as the sum of its two parts, whose norms and cosine are kept for the telemetry."""
+        names = self._trained
+        weights = [self.weights[n] for n in names]
         halves = []
         for half in (loss.plasticity, loss.stability):
             if half is None or not half.requires_grad:

@@ -64,6 +64,12 @@ class Memory:
         logits = None if self.logits is None else self.logits[index].to(device)
         return Rows(self.x[index].to(device), self.y[index].to(device), self.task[index].to(device), logits)
 
+    def enlarge(self, capacity: int) -> None:
+        """More room; what is kept stays where it is."""
+        more = capacity - self.capacity
+        self.x, self.y, self.task = (torch.cat([a, a.new_zeros((more, *a.shape[1:]))]) for a in (self.x, self.y, self.task))
+        self.capacity = capacity
+
     def _place(self, label: int) -> int | None:
         """Where a row of this class goes; None: nowhere."""
         self.offered += 1
@@ -115,6 +121,7 @@ class Memory:
 
     def load(self, state: State) -> None:
         self.x, self.y, self.task = state["x"].clone(), state["y"].clone(), state["task"].clone()
+        self.capacity = len(self.y)
         self.logits = state["logits"].clone() if "logits" in state else None
         self.size, self.offered = int(state["size"]), int(state["offered"])
         self._rng.bit_generator.state = state["generator"]

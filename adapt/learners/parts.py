@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -69,6 +69,10 @@ class Active:
     the optimiser's update, ``after_step``; after all passes ``learnt``. The policy's methods are called after the techniques'.
     """
 
+    def loss(self, now: Rows) -> Loss:
+        """What is minimised; a policy's part alone."""
+        raise TypeError(f"{type(self).__name__} is no policy")
+
     def boundary(self) -> None:
         """A new experience begins; ``learner.task`` is its number already. Rows of the old one are all learnt."""
 
@@ -107,46 +111,28 @@ class Active:
         """Take over a copy of a state. Called before the network's tensors are loaded."""
 
 
-class ActivePolicy(Protocol):
-    """A policy at work: a part that says what is minimised."""
-
-    def loss(self, now: Rows) -> Loss: ...
-    def boundary(self) -> None: ...
-    def gradients(self, grads: dict[str, Tensor | None], only: dict[str, Only]) -> None: ...
-    def after_step(self, now: Rows) -> None: ...
-    def learnt(self, now: Rows) -> None: ...
-    def grown(self, name: str, rows: int) -> None: ...
-    def telemetry(self) -> dict[str, float]: ...
-    def state(self) -> State: ...
-    def load(self, state: State) -> None: ...
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """The value a policy is made of. ``needs``: as of a learner ("boundaries")."""
-
-    needs: ClassVar[frozenset[str]]
-    refuses: ClassVar[Mapping[str, str]]
-    is_policy: ClassVar[bool]
-
-    def start(self, learner: GradientLearner) -> Any: ...
-
-
-class Technique(Protocol):
-    """The value a technique is made of. ``needs`` may depend on its parameters."""
+class Part(Protocol):
+    """A part as a value. ``needs``: as of a learner, and it may depend on the parameters. One whose class says
+    ``is_policy`` is the policy."""
 
     @property
     def needs(self) -> frozenset[str]: ...
 
-    refuses: ClassVar[Mapping[str, str]]
+    @property
+    def refuses(self) -> Mapping[str, str]: ...
 
     def start(self, learner: GradientLearner) -> Active: ...
 
 
-def check_parts(parts: Sequence[Any]) -> None:
+def is_policy(part: Any) -> bool:
+    """Whether a part, or its class, is a replay policy."""
+    return bool(getattr(part, "is_policy", False))
+
+
+def check_parts(parts: Sequence[Part]) -> None:
     """Raise ``InputError`` for two policies, a part given twice, and parts that refuse one another."""
     names = [type(part).__name__ for part in parts]
-    policies = [name for name, part in zip(names, parts) if getattr(part, "is_policy", False)]
+    policies = [name for name, part in zip(names, parts) if is_policy(part)]
     if len(policies) > 1:
         raise InputError(f"a learner has one replay policy, not {' and '.join(policies)}")
     for i, name in enumerate(names):
