@@ -5,7 +5,7 @@ A row is what one output channel owns: ``weight[i]``, of any shape. The gradient
 product is the compact one, ``grad[n, k]`` and ``inputs[n, ...]``: grad.T @ inputs. The factors save writing and reading
 a matrix; that pays for few examples (n <= 8 or so).
 
-``path`` is "torch" (the contract; any device, any type), "compiled" (one pass over the active rows, CPU) or None (chosen).
+``path``: "torch" (the contract; any device, any type), "compiled" (one pass over the active rows, CPU), None: choose.
 AdamW: Loshchilov, Hutter, ICLR 2019. A count of updates for every row is our choice: a row that wakes late is then
 bias-corrected like a fresh one.
 """
