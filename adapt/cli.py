@@ -115,7 +115,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", default=unset, metavar="N", help="rows that pass before a label comes (default 0)")
     parser.add_argument("--limit", default=unset, metavar="N", help="end after this many rows")
     parser.add_argument("--seed", default=unset, metavar="N", help="default 0")
-    parser.add_argument("--evaluate-every", default=unset, metavar="N", help="for continual evaluation; 0 turns it off")
+    parser.add_argument(
+        "--evaluate-every",
+        default=unset,
+        metavar="N",
+        help="updates between evaluations of all experiences seen (default auto: at their ends; 0: none)",
+    )
     parser.add_argument("--device", default=unset, metavar="cpu|cuda", help="default cpu")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write records, summary, report and checkpoints here")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

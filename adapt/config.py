@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..streams import STREAMS, FileParams, InputError, Stream, delay_labels, describe, open_stream, rebatch, take
 from .learners import learner_params
@@ -37,9 +38,11 @@ class RunConfig:
     delay: int = option(0, "rows that pass before a label comes")
     limit: int | None = option(None, "end after this many rows")
     seed: int = option(0, "seed of the learner, and of a stream that draws its rows")
-    evaluate_every: int = option(
-        0, "stored for continual evaluation, which is not in this version (prequential evaluation is always on)"
+    evaluate_every: int | Literal["auto"] = option(
+        "auto", "updates between two evaluations of all experiences seen; auto: at their ends only; 0: none"
     )
+    evaluate_rows: int | None = option(None, "held-out rows of each experience to evaluate on (none: all of them)")
+    wp_reference: bool = option(False, "window plasticity as the authors' code has it, not as it is defined")
     device: str = option("cpu", "cpu or cuda")
     every: int = option(100, "rows between two records")
     window: int = option(1000, "rows of the sliding window")
@@ -51,13 +54,14 @@ class RunConfig:
 
 
 LIMITS = {"batch": 1, "delay": 0, "limit": 1, "seed": 0, "every": 1, "window": 1, "pending": 1, "evaluate_every": 0}
+LIMITS |= {"evaluate_rows": 1}
 
 
 def check(config: RunConfig) -> RunConfig:
     """The same configuration, or ``InputError`` for a value outside its range."""
     for name, lowest in LIMITS.items():
         value = getattr(config, name)
-        if value is not None and value < lowest:
+        if isinstance(value, int) and value < lowest:
             raise InputError(f"{name.replace('_', '-')}: must be at least {lowest}, not {value}")
     if not 0 < config.fading < 1:
         raise InputError(f"fading: must be between 0 and 1, not {config.fading}")
@@ -113,8 +117,15 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as fault:
-        allowed = f": choose from {', '.join(map(str, get_args(kind)))}" if "enum" in str(fault) else ""
+        allowed = f": choose from {', '.join(_choices(kind))}" if "enum" in str(fault) else ""
         raise InputError(f"{name}: {str(fault).replace('`', '')}{allowed or f' ({value!r})'}") from None
+
+
+def _choices(kind: Any) -> list[str]:
+    """What a type with a Literal in it allows, in words."""
+    if get_origin(kind) in (Union, UnionType):
+        return [words for part in get_args(kind) for words in _choices(part)]
+    return ["a number"] if kind in (int, float) else [str(value) for value in get_args(kind)]
 
 
 def stream_params(name: str) -> type | None:

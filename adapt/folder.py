@@ -1,7 +1,8 @@
 """The folder of one run: records, quarantine, timings, configuration and summary, whole after any kill.
 
-``records.csv`` and ``quarantine.jsonl`` hold nothing that depends on the clock. A checkpoint says how many lines of
-each belong to it, so a resumed run cuts the files there and goes on; ``timings.csv`` takes all that a clock said.
+``records.csv``, ``continual.csv`` and ``quarantine.jsonl`` hold nothing that depends on the clock. A checkpoint says
+how many lines of each belong to it, so a resumed run cuts the files there and goes on; ``timings.csv`` takes all that
+a clock said.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .loop import Loop, Record
 
 CONFIG, SUMMARY, RECORDS = "config.toml", "summary.json", "records.csv"
 QUARANTINE, TIMINGS, CHECKPOINT, REPORT = "quarantine.jsonl", "timings.csv", "checkpoint", "report.html"
+CURVE = "continual.csv"
 
 TIMING_COLUMNS = ("step", "seconds", "predict", "adapt", "learn", "evaluate", "io", "p50_ms", "p99_ms", "rss_mb")
 BETWEEN_TIMINGS = 0.25
@@ -80,16 +82,28 @@ def make_folder(folder: Path) -> None:
 class RecordWriter:
     """Writes the records of one run into its folder.
 
-    columns: the keys of progress records, in order. kept: how many lines of each file belong to the checkpoint that
-    the run goes on from; anything after them is cut off. None starts the files afresh.
+    columns: the keys of progress records, in order. curve: titles of the columns of continual.csv, empty where there
+    is no continual evaluation. kept: how many lines of each file belong to the checkpoint that the run goes on from;
+    anything after them is cut off. None starts the files afresh.
     """
 
-    def __init__(self, folder: Path, columns: Sequence[str], kept: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        columns: Sequence[str],
+        kept: Mapping[str, int] | None = None,
+        curve: Sequence[str] = (),
+    ) -> None:
         self._columns = tuple(columns)
         header = _csv_line(["step", "kind", *self._columns, "note"])
         self._records = _open(folder / RECORDS, header, None if kept is None else kept["records"] + 1)
         self._quarantine = _open(folder / QUARANTINE, "", None if kept is None else kept["quarantine"])
         self._timings = _open(folder / TIMINGS, _csv_line(TIMING_COLUMNS), None if kept is None else -1)
+        self._files = [self._records, self._quarantine, self._timings]
+        if curve:
+            self._curve = _open(folder / CURVE, _csv_line(curve), None if kept is None else kept["continual"] + 1)
+            self._blanks = ["," * (len(curve) - 4 - i) for i in range(len(curve) - 3)]
+            self._files.append(self._curve)
         self._next_timing = 0.0
 
     def write(self, record: Record, loop: Loop) -> None:
@@ -98,6 +112,11 @@ class RecordWriter:
             self.sync()
             return
         values = record.values
+        if record.kind == "evaluation":
+            right = values["right"]
+            numbers = ",".join(map(str, (values["update"], record.step, values["experience"], *right)))
+            self._curve.write(f"{numbers}{self._blanks[len(right) - 1]}\n".encode())
+            return
         if record.kind == "quarantine":
             line = {"row": values["row"], "reason": values["reason"], "step": record.step}
             self._quarantine.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
@@ -120,14 +139,14 @@ class RecordWriter:
 
     def sync(self) -> None:
         """Everything written so far is on the disk when this returns."""
-        for file in (self._records, self._quarantine, self._timings):
+        for file in self._files:
             file.flush()
             os.fsync(file.fileno())
 
     def close(self) -> None:
         """Sync and close."""
         self.sync()
-        for file in (self._records, self._quarantine, self._timings):
+        for file in self._files:
             file.close()
 
 

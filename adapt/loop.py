@@ -9,13 +9,14 @@ Order for every row: predict, adapt, then, when its label is known, evaluate wit
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..evaluation.continual import Continual, Evaluation
 from ..evaluation.cost import LatencyHistogram
 from ..streams import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, Stream, concatenate
 from .admission import Admission
@@ -52,7 +53,8 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Something worth writing down: ``kind`` is progress, alarm, boundary, rollback, forget, quarantine or end.
+    """Something worth writing down: ``kind`` is progress, alarm, boundary, rollback, forget, quarantine, evaluation or
+    end. An evaluation holds ``update``, ``experience`` and ``right``, right answers of each experience seen.
 
     A record of kind checkpoint comes just before a checkpoint is saved: whoever writes records to a file brings the
     file to disk then, and writes nothing about it (when checkpoints fall due depends on the clock, records never do).
@@ -63,12 +65,17 @@ class Record:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+FILES = {"quarantine": "quarantine", "evaluation": "continual"}
+"""Kinds of record that are written to a file of their own."""
+
+
 class Loop:
     """Drives one learner.
 
     evaluators: watch every prediction whose label comes. guard: rolls a broken learner back. checkpoint: where and
     how often everything is saved. pending: how many rows may wait for their label. row_by_row: test, then train on
     every single row of a batch instead of on the batch as a whole. every: rows between two progress records.
+    continual: judges the stream's experiences after updates; a boundary ends the one at hand.
     """
 
     def __init__(
@@ -81,22 +88,25 @@ class Loop:
         pending: int = 10_000,
         row_by_row: bool = False,
         every: int = 100,
+        continual: Continual | None = None,
     ) -> None:
         self.learner = learner
         self.evaluators = tuple(evaluators)
+        self.continual = continual
         self.guard = guard
         self.checkpoint = checkpoint
         self.row_by_row = row_by_row
         self.every = every
         self.step = 0
         self.labelled = 0
+        self.updates = 0
         self.quarantined = 0
         self.rollbacks = 0
         self.seconds = {"predict": 0.0, "adapt": 0.0, "learn": 0.0, "evaluate": 0.0, "io": 0.0}
         self.latency = LatencyHistogram()
         self.stopping = False
         self.ended = False
-        self.written = {"records": 0, "quarantine": 0}
+        self.written = {"records": 0, "quarantine": 0, "continual": 0}
         self._pending = Pending(pending)
         self._admission = Admission(learner.spec)
         self._due: deque[Record] = deque(maxlen=100_000)
@@ -186,6 +196,8 @@ class Loop:
                 self.save(stream.cursor())
         if not self.stopping and not self.ended:
             self.ended = True
+            if self.continual is not None:
+                self._judge(self.continual.end)
             self._progress("end")
             yield from self._hand_out()
         if checkpoint is not None:
@@ -200,7 +212,7 @@ class Loop:
         """The records that are due, counted by the file they belong to, so that a resumed run can cut its files."""
         while self._due:
             record = self._due.popleft()
-            self.written["quarantine" if record.kind == "quarantine" else "records"] += 1
+            self.written[FILES.get(record.kind, "records")] += 1
             yield record
 
     def _take(self, event: Event) -> None:
@@ -216,6 +228,8 @@ class Loop:
         elif isinstance(event, Rejected):
             self._refuse(event.row, event.reason)
         elif isinstance(event, Boundary):
+            if self.continual is not None:
+                self._judge(self.continual.switch)
             for evaluator in self.evaluators:
                 evaluator.boundary(event.name, self.step)
             if "boundaries" in self.learner.needs:
@@ -228,15 +242,15 @@ class Loop:
                 self._due.append(Record(self.step, "forget", {"note": f"refused: {refusal}"}))
 
     def _run(self, batch: Batch) -> None:
-        """A sound batch: as a whole, or, row by row, cut where labels are missing and where a record is due."""
+        """A sound batch: as a whole, or, row by row, cut where labels are missing and where a record or evaluation is
+        due."""
         if not self.row_by_row:
             self._predict(batch)
             return
         n, at = len(batch), 0
         labelled = self._known(batch)
         while at < n:
-            room = self.every - self.step % self.every
-            end = min(n, at + room)
+            end = min(n, at + self._room())
             if not labelled[at]:
                 self._predict(batch.rows(slice(at, at + 1)))
                 at += 1
@@ -245,6 +259,12 @@ class Loop:
             end = at + int(missing[0]) if len(missing) else end
             self._test_then_train(batch if end - at == n else batch.rows(slice(at, end)))
             at = end
+
+    def _room(self) -> int:
+        """How many rows may be learnt one by one before something must be written down or judged."""
+        room = self.every - self.step % self.every
+        judged = None if self.continual is None else self.continual.room(self.updates)
+        return room if judged is None else min(room, judged)
 
     def _known(self, batch: Batch) -> Array:
         """bool[B]: which rows bring their label."""
@@ -306,8 +326,11 @@ class Loop:
             batch = Batch(batch.ids, batch.x, batch.time, y)
         self.learner.learn(batch, prediction)
         self.labelled += len(y)
+        self.updates += 1
         self.seconds["evaluate"] += t1 - t0
         self.seconds["learn"] += perf_counter() - t1
+        if self.continual is not None:
+            self._judge(self.continual.updated)
 
     def _test_then_train(self, batch: Batch) -> None:
         """Labelled rows, one after the other, in one call of the learner."""
@@ -322,10 +345,21 @@ class Loop:
         self._pending.remember(batch.ids, batch.y)
         for evaluator in self.evaluators:
             evaluator.update_rows(batch.y, prediction.output, prediction.scores)
+        self.updates += n
         self.seconds["learn"] += t1 - t0
         self.seconds["evaluate"] += perf_counter() - t1
+        if self.continual is not None:
+            self._judge(self.continual.updated)
         if self.step % self.every == 0:
             self._progress("progress")
+
+    def _judge(self, moment: Callable[[int, Learner], list[Evaluation]]) -> None:
+        """Let continual evaluation know of a moment: an update, a switch, the end; keep what it found."""
+        t0 = perf_counter()
+        for update, experience, right in moment(self.updates, self.learner):
+            values = {"update": update, "experience": experience, "right": right}
+            self._due.append(Record(self.step, "evaluation", values))
+        self.seconds["evaluate"] += perf_counter() - t0
 
     def _progress(self, kind: str) -> None:
         """Write down where things stand; let the guard look."""
@@ -334,12 +368,16 @@ class Loop:
             for alarm in evaluator.alarms():
                 self._due.append(Record(self.step, "alarm", {"note": f"{alarm['detector']} at row {alarm['step']}"}))
             values.update(evaluator.row())
+        if self.continual is not None:
+            values.update(self.continual.row())
         values.update(self.learner.telemetry())
         self._due.append(Record(self.step, kind, values))
         if self.guard is not None and kind == "progress":
             rollback = self.guard.check(self.step, self.learner, values)
             if rollback is not None:
                 self.rollbacks += 1
+                if self.continual is not None:
+                    self.continual.answers.forget()
                 note = f"back to row {rollback.to_step}: {rollback.reason}"
                 self._due.append(Record(self.step, "rollback", {"note": note}))
 
@@ -368,15 +406,17 @@ class Loop:
             self.checkpoint.save(self.step, self.state(), cursor, meta or {})
 
     def state(self) -> dict[str, State]:
-        """All that decides how the run goes on: learner, evaluators, pending rows, guard and counters."""
+        """All that decides how the run goes on: learner, evaluation, pending rows, guard and counters."""
         return {
             "learner": self.learner.state(),
             "evaluators": [e.state() for e in self.evaluators],
             "pending": self._pending.state(),
             "guard": None if self.guard is None else self.guard.state(),
+            "continual": None if self.continual is None else self.continual.state(),
             "loop": {
                 "step": self.step,
                 "labelled": self.labelled,
+                "updates": self.updates,
                 "quarantined": self.quarantined,
                 "rollbacks": self.rollbacks,
                 "ended": self.ended,
@@ -392,8 +432,10 @@ class Loop:
         self._pending.load(state["pending"])
         if self.guard is not None and state["guard"] is not None:
             self.guard.load(state["guard"])
+        if self.continual is not None:
+            self.continual.load(state["continual"])
         counters = state["loop"]
-        self.step, self.labelled = int(counters["step"]), int(counters["labelled"])
+        self.step, self.labelled, self.updates = (int(counters[k]) for k in ("step", "labelled", "updates"))
         self.quarantined, self.rollbacks = int(counters["quarantined"]), int(counters["rollbacks"])
         self.ended = bool(counters["ended"])
         self.written = {k: int(v) for k, v in counters["written"].items()}
@@ -410,6 +452,8 @@ class Loop:
         }
         for evaluator in self.evaluators:
             total |= {k: v for k, v in evaluator.summary().items() if k not in total}
+        if self.continual is not None:
+            total["continual"] = self.continual.summary()
         total["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
         if self.row_by_row and not self.seconds["predict"]:
             total["seconds"]["predict"] = None

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.continual import Continual
 from ..evaluation.prequential import Prequential
 from ..streams import Batch, Event, InputError, Labels, StreamSpec
 from .checkpoint import Checkpointer
@@ -56,14 +57,13 @@ class Run:
         self.out = out
         self.notes: list[str] = []
         self.status = "interrupted"
-        if config.evaluate_every:
-            self.notes.append("evaluate-every is stored only: continual evaluation is not in this version")
         if out is not None:
             _enter(out, config, resume)
         self.stream = make_stream(config)
         self.learner = _build(config, self.stream.spec)
         self.warm_up_seconds = _warm_up(config, self.stream.spec, foreign=can_checkpoint(self.learner) is not None)
         self.evaluator = Prequential(self.stream.spec, window=config.window, fading=config.fading)
+        self.continual = make_continual(config, self.stream.spec)
         self.loop = self._make_loop()
         self._writer = self._open_folder(resume, command) if out is not None else None
         self._first_step = self.loop.step
@@ -84,6 +84,7 @@ class Run:
             pending=config.pending,
             row_by_row=config.batch == 1,
             every=config.every,
+            continual=self.continual,
         )
 
     def _open_folder(self, resume: bool, command: str) -> RecordWriter:
@@ -99,8 +100,10 @@ class Run:
                 self.loop.load(saved.parts)
                 self.stream.seek(saved.cursor)
                 kept = self.loop.written
-        columns = [*self.evaluator.columns, *self.learner.telemetry()]
-        writer = RecordWriter(self.out, list(dict.fromkeys(columns)), kept)
+        watched = () if self.continual is None else self.continual.columns
+        columns = [*self.evaluator.columns, *watched, *self.learner.telemetry()]
+        curve = [] if self.continual is None else self.continual.header()
+        writer = RecordWriter(self.out, list(dict.fromkeys(columns)), kept, curve)
         if not (self.out / CONFIG).exists():
             write_whole(self.out / CONFIG, to_toml(self.config, command))
         return writer
@@ -201,6 +204,22 @@ def _build(config: RunConfig, spec: StreamSpec) -> Learner:
             f"{config.learner} runs on the {' or '.join(sorted(kind.devices))} only, not on {config.device}"
         )
     return make_learner(config.learner, spec, seed=config.seed, **config.learner_params)
+
+
+def make_continual(config: RunConfig, spec: StreamSpec) -> Continual | None:
+    """What judges the stream's experiences; None where that is turned off, or left open and the stream has none."""
+    every = config.evaluate_every
+    if every == 0 or (every == "auto" and not spec.experiences):
+        return None
+    if not spec.experiences:
+        raise InputError(f"evaluate-every: stream {spec.name} has no held-out rows to evaluate on")
+    return Continual(
+        spec.experiences,
+        None if every == "auto" else every,
+        spec.notes.get("scenario", "class"),
+        wp_reference=config.wp_reference,
+        rows=config.evaluate_rows,
+    )
 
 
 @dataclass

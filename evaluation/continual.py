@@ -16,6 +16,7 @@ import numpy as np
 from ..streams import Array, Experience, InputError
 from .continual_scores import Scores
 from .curves import curve_header
+from .subsets import margin, subset
 
 SCENARIOS = ("class", "task", "domain")
 
@@ -100,9 +101,11 @@ class Continual:
     """Judges every experience seen so far, after every update or every so many, and at the end of each experience.
 
     every: updates between two evaluations; None evaluates at ends only. scenario, wp_reference: see ``Answers`` and
-    ``Scores``. The caller counts updates and says when an experience is over; whoever learns is never changed, so a run
-    with evaluation and one without end in the same learner, bit for bit. No update is evaluated twice, but for one that
-    ends an experience in which nothing was learnt: the rows of that experience were not asked before.
+    ``Scores``. rows: evaluate on so many of each experience's held-out rows (see ``subset``), None on all.
+
+    The caller counts updates and says when an experience is over. Whoever learns is never changed, so a run with
+    evaluation and one without end in the same learner, bit for bit. No update is evaluated twice, but for one that ends
+    an experience in which nothing was learnt: the rows of that experience were not asked before.
     """
 
     columns: tuple[str, ...] = ("experience", "acc", "min_acc", "wc_acc")
@@ -114,12 +117,14 @@ class Continual:
         scenario: str = "class",
         *,
         wp_reference: bool = False,
+        rows: int | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise ValueError("every is at least 1, or None for the ends of experiences only")
         self.every = every
         self.names = tuple(e.name for e in experiences)
-        self.answers = Answers(experiences, scenario)
+        self._of = tuple(len(e.y) for e in experiences)
+        self.answers = Answers(experiences if rows is None else [subset(e, rows) for e in experiences], scenario)
         self.scores = Scores(self.answers.sizes, wp_reference=wp_reference)
         self.experience = 0
         self.evaluated = 0
@@ -163,13 +168,18 @@ class Continual:
         return {"experience": self.experience, **self.scores.row()}
 
     def summary(self) -> dict[str, Any]:
-        """All metrics, and what they rest on: evaluations, updates between them, rows and experiences seen."""
-        seen = self.scores.seen
+        """All metrics, and what they rest on: evaluations, updates between them, rows and experiences seen.
+
+        acc_margin: half of the 95 % interval around acc where only a part of the rows was asked, else None.
+        """
+        seen, sizes = self.scores.seen, self.answers.sizes
+        shares = [right / rows for right, rows in zip(self.scores.latest, sizes)]
         return {
             **self.scores.figures(),
+            "acc_margin": margin(shares, sizes[:seen], self._of[:seen]),
             "evaluations": self.scores.evaluations,
             "every": self.every,
-            "rows": sum(self.answers.sizes[:seen]),
+            "rows": sum(sizes[:seen]),
             "experiences": seen,
         }
 

@@ -274,6 +274,11 @@ METRICS: dict[str, Metric] = {
             "(1/k) sum_{i<=k} A(i), k experiences seen", "higher", _GAP,
         ),
         Metric(
+            "acc_margin", "half of the 95 % interval around acc where a part of the held-out rows stands for all",
+            "1.96 sqrt(sum_i p_i (1 - p_i) / n_i (N_i - n_i) / (N_i - 1)) / k", "lower",
+            "W. G. Cochran, Sampling techniques, 1977",
+        ),
+        Metric(
             "min_acc", "how deep the experiences that are over ever fell, at their worst evaluations since",
             "mean over i < k of min A(i) since the end of i; none while k = 1", "higher", _GAP,
         ),
