@@ -31,10 +31,14 @@ class Entries:
 
 @dataclass(frozen=True, slots=True)
 class RowSet:
-    """The rows (first axis) in ``index``: int64, rising. compact: the gradient holds these rows only."""
+    """The rows (first axis) in ``index``: int64, rising. compact: the gradient holds these rows only.
+
+    inputs: where given, [n, ...], the gradient is one of two factors, [n, k]: that of row r is grad[:, r] @ inputs.
+    """
 
     index: Tensor
     compact: bool = False
+    inputs: Tensor | None = None
 
 
 Only = Entries | RowSet
@@ -85,8 +89,8 @@ class SGD:
         if isinstance(some, Entries):
             masked_sgd(weight, velocity, some.mask, grad, lr=self.lr, momentum=self.momentum, weight_decay=decay)
         else:
-            grad = grad if some.compact else grad.index_select(0, some.index)
-            row_sgd(weight, velocity, some.index, grad, lr=self.lr, momentum=self.momentum, weight_decay=decay)
+            rates: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "weight_decay": decay}
+            row_sgd(weight, velocity, some.index, grad, **rates, inputs=some.inputs)
 
     def _velocity(self, name: str, weight: Tensor) -> Tensor:
         slot = self.slots.setdefault(name, {})
@@ -169,8 +173,7 @@ class AdamW:
             return
         if slot["t"].dim() == 0:
             slot["t"] = slot["t"].expand(len(weight)).clone()
-        grad = grad if some.compact else grad.index_select(0, some.index)
-        row_adamw(weight, slot["m"], slot["v"], slot["t"], some.index, grad, **rates)
+        row_adamw(weight, slot["m"], slot["v"], slot["t"], some.index, grad, **rates, inputs=some.inputs)
 
     def _slot(self, name: str, weight: Tensor) -> dict[str, Tensor]:
         slot = self.slots.setdefault(name, {})

@@ -94,9 +94,9 @@ def row_adamw(
         size, scale = (lr / (1 - b1**times)).to(w.dtype), (1 - b2**times).rsqrt().to(w.dtype)
         weight[index] = w * (1 - lr * weight_decay) - size * first / (second.sqrt() * scale + eps)
         return
-    rows, first, second = (_rows(tensor, _layout(weight)) for tensor in (weight, m, v))
+    rows = [_rows(tensor, _layout(weight)) for tensor in (weight, m, v)]
     given = _gradient(weight, index, grad, inputs)
-    _adamw(rows, first, second, t.numpy(), index.numpy(), *given, lr, b1, b2, eps, weight_decay)
+    _adamw(*rows, t.numpy(), index.numpy(), *given, lr, b1, b2, eps, weight_decay)
 
 
 def compact_gradient(weight: Tensor, index: Tensor, grad: Tensor, inputs: Tensor | None = None) -> Tensor:
