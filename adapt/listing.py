@@ -150,8 +150,7 @@ def show_data(name: str | None, *, fetch: bool) -> bool:
         failed = [dataset for dataset in missing if not _fetch(dataset)]
         return not failed
     if name is None:
-        print(columns(((d.name, d.file, "found" if locate(d) else "missing", d.licence) for d in chosen),
-                      header=("data set", "file", "here", "licence")))  # fmt: skip
+        print(columns(((d.name, *_found(d), d.licence) for d in chosen), header=("data set", "file", "here", "licence")))
         print(f"\nlooked for in {' then '.join(map(str, folders()))}")
         print("driftway data NAME says more; driftway data NAME --fetch gets it from its publisher")
         return True
@@ -170,6 +169,16 @@ def show_data(name: str | None, *, fetch: bool) -> bool:
     ]
     print(f"{dataset.name}\n\n{columns((('  ' + key, value) for key, value in facts))}")
     return True
+
+
+def _found(dataset: Dataset) -> tuple[str, str]:
+    """The file that would be read, and whether it is here."""
+    from ..streams import locate
+
+    where = locate(dataset)
+    if where is None:
+        return dataset.file, "missing"
+    return where.name, "a part" if where.name == dataset.part else "found"
 
 
 def _fetch(dataset: Dataset) -> bool:

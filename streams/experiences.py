@@ -21,7 +21,7 @@ Scenario = Literal["class", "task", "domain"]
 View = Callable[[Array], Array]
 """How an experience shows a row: a pure function from float64[B, d] to float64[B, d]."""
 
-ORDER, TRAIN, TEST, BLUR = range(4)
+ORDER, TRAIN, TEST, BLUR, PIXELS = range(5)
 """Purposes of generators."""
 MOMENT_ROWS = 10_000
 """Training rows, evenly spaced, over which mean and standard deviation of the channels are taken."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from .datasets import data_path, locate_file
+from .datasets import DATASETS, data_path, locate_file
 from .events import Array
-from .experiences import Rows, Task, View, stream_of
+from .experiences import PIXELS, Rows, Task, View, stream_of
 from .npz import read_arrays
 from .spec import InputError, Stream
 
@@ -168,7 +169,7 @@ def permuted_mnist(params: Permuted, seed: int) -> Stream:
     _at_least_one(params.tasks, "permuted-mnist")
     tasks = [images.task("permutation 0")]
     for k in range(1, params.tasks):
-        order = np.random.default_rng([seed, 17, k]).permutation(images.x[0].size)
+        order = np.random.default_rng([seed, PIXELS, k]).permutation(images.x[0].size)
         tasks.append(images.task(f"permutation {k}", _Reordered(order)))
     return _domains("permuted-mnist", tasks, images, params, seed)
 
@@ -249,7 +250,7 @@ class _Reordered:
     order: Array
 
     def __call__(self, x: Array) -> Array:
-        return x[:, self.order]
+        return np.take(x, self.order, axis=1)
 
 
 class Turned:
@@ -257,7 +258,7 @@ class Turned:
 
     A turned pixel is the weighted sum of the four pixels around the place it comes from. Places and weights are the
     same for every image, so they are found once; the result is that of scipy.ndimage.rotate with ``order=1`` and
-    ``mode="grid-constant"``, several times quicker.
+    ``mode="grid-constant"``, but quicker.
     """
 
     def __init__(self, degrees: float, shape: Sequence[int]) -> None:
@@ -277,42 +278,50 @@ class Turned:
                 self.corners.append((place.ravel(), np.where(inside, weight, 0.0).ravel()))
 
     def __call__(self, x: Array) -> Array:
-        turned = np.zeros_like(x)
+        turned, part = np.zeros_like(x), np.empty_like(x)
         for place, weight in self.corners:
-            turned += x[:, place] * weight
+            np.take(x, place, axis=1, out=part, mode="clip")  # any mode but "raise", which copies once more
+            part *= weight
+            turned += part
         return turned
 
 
 def _grey(name: str) -> Images:
     """Images of one channel from a data set of uint8[N, H, W]."""
-    arrays = _arrays(name)
+    _, arrays = _arrays(name, (28, 28))
     x, x_test = arrays["x_train"][:, None], arrays["x_test"][:, None]
-    names = tuple(arrays["class_names"].tolist()) if "class_names" in arrays else DIGITS
+    names = _class_names(arrays)
     source = f"{len(x):,} of 60,000 training and {len(x_test):,} of 10,000 test images"
     return Images(x, arrays["y_train"].astype(np.int64), x_test, arrays["y_test"].astype(np.int64), names, source)
 
 
-def _arrays(name: str) -> Mapping[str, Array]:
+def _arrays(name: str, shape: tuple[int, ...]) -> tuple[Path, Mapping[str, Array]]:
+    """The file of an image set and its arrays, which are what they must be, but perhaps fewer rows."""
     path = data_path(name)
     arrays = read_arrays(path)
-    x, y, x_test, y_test = (arrays.get(k, np.empty(0)) for k in ("x_train", "y_train", "x_test", "y_test"))
-    sound = x.dtype == x_test.dtype == np.uint8 and x.ndim >= 3 and x.shape[1:] == x_test.shape[1:]
-    if not sound or y.shape != x.shape[:1] or y_test.shape != x_test.shape[:1]:
+    for part in ("train", "test"):
+        x, y = arrays.get(f"x_{part}", np.empty(0)), arrays.get(f"y_{part}", np.empty(0))
+        if x.dtype == y.dtype == np.uint8 and x.shape == (len(y), *shape) and len(y) and y.max() < 10:
+            continue
         raise InputError(f"{path}: not the arrays x_train, y_train, x_test, y_test that driftway data {name} describes")
-    return arrays
+    return path, arrays
+
+
+def _class_names(arrays: Mapping[str, Array]) -> tuple[str, ...]:
+    return tuple(arrays["class_names"].tolist()) if "class_names" in arrays else DIGITS
 
 
 def _cifar10(more: bool) -> Images:
     """The complete set where it is here, else the JPEG copies; without ``more`` the first images of each class."""
-    arrays = _arrays("cifar10")
-    whole = len(arrays["y_train"]) == 50_000
+    path, arrays = _arrays("cifar10", (32, 32, 3))
+    whole = path.name == DATASETS["cifar10"].file
     train, test = (
         _cifar10_part(arrays, part, count if whole and not more else 0, more and not whole)
         for part, count in zip(("train", "test"), CIFAR_PART, strict=True)
     )
     source = f"{len(train[0]):,} of 50,000 training and {len(test[0]):,} of 10,000 test images"
     source += "" if whole else ", from JPEG copies (quality 75)"
-    return Images(*train, *test, tuple(arrays["class_names"].tolist()), source)
+    return Images(*train, *test, _class_names(arrays), source)
 
 
 def _cifar10_part(arrays: Mapping[str, Array], part: str, first: int, jpegs: bool) -> tuple[Array, Array]:
