@@ -150,7 +150,8 @@ def show_data(name: str | None, *, fetch: bool) -> bool:
         failed = [dataset for dataset in missing if not _fetch(dataset)]
         return not failed
     if name is None:
-        print(columns(((d.name, *_found(d), d.licence) for d in chosen), header=("data set", "file", "here", "licence")))
+        rows = ((d.name, *_found(d), d.licence) for d in chosen)
+        print(columns(rows, header=("data set", "file", "here", "licence")))
         print(f"\nlooked for in {' then '.join(map(str, folders()))}")
         print("driftway data NAME says more; driftway data NAME --fetch gets it from its publisher")
         return True
@@ -191,7 +192,7 @@ def _fetch(dataset: Dataset) -> bool:
             sys.stderr.write(f"\r{dataset.name}: {file} {done / 1e6:.1f} MB {share}\x1b[K")
 
     if not dataset.sources:
-        with suppress(ImportError):  # the fetch itself says what is missing
+        with suppress(ImportError, RuntimeError):  # the fetch itself says what is wrong
             from ..models.vision import import_torchvision
 
             import_torchvision()
