@@ -18,21 +18,32 @@ from driftway.adapt.learner import stack
 from driftway.adapt.learners import LEARNERS, learner_class
 from driftway.adapt.loop import Loop, Record
 from driftway.adapt.state import all_finite, copy_state, digest, join, split
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 ROWS = 600
 
 
 @dataclass(frozen=True)
 class Case:
-    """A learner and its settings. ``saves`` is False for foreign objects that have no ``State``."""
+    """A learner and its settings.
+
+    ``saves`` is False for foreign objects that have no ``State``. ``exact`` is False where a matrix product gives a row
+    other last bits in company than alone. ``scale`` divides the numbers of rows, for learners that take long.
+    """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     saves: bool = True
+    exact: bool = True
+    scale: int = 1
 
     def __str__(self) -> str:
         return " ".join([self.name, *(f"{k}={v}" for k, v in self.settings.items())])
+
+
+def _network(name: str, **settings: Any) -> Case:
+    """A gradient learner, small enough to be checked row by row."""
+    return Case(name, {"model": "mlp:8", **settings}, exact=False, scale=6)
 
 
 CASES = [
@@ -47,6 +58,14 @@ CASES = [
     Case("driftmoe", {"faithful": True}),
     Case("driftmoe", {"variant": "task"}),
     Case("driftmoe", {"variant": "task", "faithful": True}),
+    _network("finetune", momentum=0.9, weight_decay=0.01),
+    _network("er", memory=20, optimizer="adamw", lr=0.01),
+    _network("er-ace", memory=20, buffer="balanced"),
+    _network("derpp", memory=20, split_gradients=True),
+    _network("agem", memory=20, clip=1.0),
+    _network("joint", head_only=True),
+    _network("ewc", passes=2),
+    _network("lwf", single_head=True),
     Case("river:tree.HoeffdingTreeClassifier", saves=False),
     Case("river:tree.HoeffdingTreeRegressor", {"leaf_prediction": "mean"}, saves=False),
 ]
@@ -64,8 +83,9 @@ SPECS = {
 }
 
 
-def rows_of(kind: str, n: int = ROWS, seed: int = 7) -> dw.Batch:
-    """n labelled rows with a concept that changes half way."""
+def rows_of(case: Case, kind: str, n: int = ROWS, seed: int = 7) -> dw.Batch:
+    """n labelled rows (fewer, by the case's scale) with a concept that changes half way."""
+    n //= case.scale
     rng = np.random.default_rng(seed)
     a, b = rng.normal(2, 1.5, n), rng.exponential(3, n)
     late = np.arange(n) >= n // 2
@@ -175,9 +195,9 @@ def test_every_learner_has_a_case() -> None:
 
 @every
 def test_answers_have_the_promised_form(case: Case, kind: str) -> None:
-    learner, batch = build(case, kind), rows_of(kind)
+    learner, batch = build(case, kind), rows_of(case, kind)
     for prediction in (learner.predict(batch), learner.test_then_train(batch), learner.predict(batch)):
-        assert prediction.output.shape == (ROWS,)
+        assert prediction.output.shape == (len(batch),)
         if kind == "regression":
             assert prediction.output.dtype == np.float64
             assert prediction.scores is None
@@ -185,7 +205,7 @@ def test_answers_have_the_promised_form(case: Case, kind: str) -> None:
             continue
         assert prediction.output.dtype == np.int64
         assert prediction.scores is not None
-        assert prediction.scores.shape[0] == ROWS
+        assert prediction.scores.shape[0] == len(batch)
         assert (prediction.scores >= 0).all()
         assert np.isfinite(prediction.scores).all()
         assert ((prediction.output >= 0) & (prediction.output < prediction.scores.shape[1])).all()
@@ -195,7 +215,7 @@ def test_answers_have_the_promised_form(case: Case, kind: str) -> None:
 
 @every_saved
 def test_predict_changes_nothing(case: Case, kind: str) -> None:
-    learner, batch = build(case, kind), rows_of(kind)
+    learner, batch = build(case, kind), rows_of(case, kind)
     learner.test_then_train(batch)
     before, given = digest(learner.state()), digest([batch.x, batch.y])
     first, second = learner.predict(batch), learner.predict(batch)
@@ -206,10 +226,15 @@ def test_predict_changes_nothing(case: Case, kind: str) -> None:
 
 @every
 def test_a_row_is_answered_alike_alone_and_in_company(case: Case, kind: str) -> None:
-    learner, batch = build(case, kind), rows_of(kind)
+    learner, batch = build(case, kind), rows_of(case, kind)
     learner.test_then_train(batch)
     some = batch.rows(slice(0, 40))
-    same_answers(learner.predict(some), stack([learner.predict(row) for row in cut(some, [1])]))
+    together, alone = learner.predict(some), stack([learner.predict(row) for row in cut(some, [1])])
+    if case.exact:
+        same_answers(together, alone)
+    else:
+        assert together.scores is not None
+        assert_allclose(together.scores, alone.scores, rtol=1e-4, atol=1e-6)
 
 
 # --- state ------------------------------------------------------------------------------------------------------
@@ -219,20 +244,21 @@ def test_a_row_is_answered_alike_alone_and_in_company(case: Case, kind: str) -> 
 def test_state_is_a_state_and_finite(case: Case, kind: str) -> None:
     learner = build(case, kind)
     assert all_finite(copy_state(learner.state())) is None
-    learner.test_then_train(rows_of(kind))
+    learner.test_then_train(rows_of(case, kind))
     assert all_finite(copy_state(learner.state())) is None
 
 
 @every_saved
 @pytest.mark.parametrize("at", [0, 37, 450])
 def test_saved_loaded_and_continued_equals_uninterrupted(case: Case, kind: str, at: int) -> None:
-    batch = rows_of(kind)
+    batch = rows_of(case, kind)
     straight = build(case, kind)
+    at //= case.scale
     if at:
         straight.test_then_train(batch.rows(slice(0, at)))
     skeleton, arrays = split(straight.state())
     restored = build(case, kind)
-    restored.test_then_train(rows_of(kind, 80, seed=99))  # loading must replace all of what was there
+    restored.test_then_train(rows_of(case, kind, 80, seed=99))  # loading must replace all of what was there
     restored.load(join(json.loads(json.dumps(skeleton)), {k: np.array(v) for k, v in arrays.items()}))
     assert digest(restored.state()) == digest(straight.state())
     rest = batch.rows(slice(at, None))
@@ -243,10 +269,10 @@ def test_saved_loaded_and_continued_equals_uninterrupted(case: Case, kind: str, 
 @every_saved
 def test_loading_copies(case: Case, kind: str) -> None:
     first, second = build(case, kind), build(case, kind)
-    first.test_then_train(rows_of(kind, 100))
+    first.test_then_train(rows_of(case, kind, 100))
     second.load(first.state())
     before = digest(second.state())
-    first.test_then_train(rows_of(kind, 300, seed=8))
+    first.test_then_train(rows_of(case, kind, 300, seed=8))
     assert digest(second.state()) == before
 
 
@@ -256,7 +282,7 @@ def test_loading_copies(case: Case, kind: str) -> None:
 @every
 @pytest.mark.parametrize("sizes", [[ROWS], [1, 7, 64], [100]])
 def test_then_train_equals_predict_adapt_learn_row_by_row(case: Case, kind: str, sizes: list[int]) -> None:
-    batch = rows_of(kind)
+    batch = rows_of(case, kind)
     compiled, plain = build(case, kind), build(case, kind)
     answers = stack([compiled.test_then_train(piece) for piece in cut(batch, sizes)])
     same_answers(answers, dw.Learner.test_then_train(plain, batch))
@@ -266,7 +292,7 @@ def test_then_train_equals_predict_adapt_learn_row_by_row(case: Case, kind: str,
 
 @every
 def test_same_seed_same_records(case: Case, kind: str) -> None:
-    events = cut(rows_of(kind), [1, 5, 90])
+    events = cut(rows_of(case, kind), [1, 5, 90])
     one, other = run(case, kind, events, row_by_row=True), run(case, kind, events, row_by_row=True)
     assert one[1] == other[1]
     assert outcome(one[0]) == outcome(other[0])
@@ -274,7 +300,7 @@ def test_same_seed_same_records(case: Case, kind: str) -> None:
 
 @every
 def test_blocks_row_by_row_equal_events_of_one_row(case: Case, kind: str) -> None:
-    batch = rows_of(kind)
+    batch = rows_of(case, kind)
     blocks, singles = run(case, kind, cut(batch, [130]), row_by_row=True), run(case, kind, cut(batch, [1]))
     assert blocks[1] == singles[1]
     assert outcome(blocks[0]) == outcome(singles[0])
@@ -284,9 +310,9 @@ def test_blocks_row_by_row_equal_events_of_one_row(case: Case, kind: str) -> Non
 def test_labels_that_come_at_once_but_apart_change_nothing(case: Case, kind: str) -> None:
     """Delay 0 through the pending rows equals labels that came along."""
     apart: list[Any] = []
-    for row in cut(rows_of(kind), [1]):
+    for row in cut(rows_of(case, kind), [1]):
         apart += [dw.Batch(row.ids, row.x, row.time), dw.Labels(row.ids, row.y, row.time)]
-    direct, pending = run(case, kind, cut(rows_of(kind), [1])), run(case, kind, apart)
+    direct, pending = run(case, kind, cut(rows_of(case, kind), [1])), run(case, kind, apart)
     assert outcome(direct[0]) == outcome(pending[0])
 
 
@@ -294,7 +320,7 @@ def test_labels_that_come_at_once_but_apart_change_nothing(case: Case, kind: str
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_late_and_missing_labels_are_learnt_in_the_order_they_come(case: Case, kind: str, batch_size: int) -> None:
     events: list[Any] = []
-    pieces = cut(rows_of(kind, 300), [batch_size])
+    pieces = cut(rows_of(case, kind, 300 * case.scale), [batch_size])
     for i, piece in enumerate(pieces):
         events.append(dw.Batch(piece.ids, piece.x, piece.time))
         if i >= 10 and i % 7:
@@ -309,9 +335,9 @@ def test_late_and_missing_labels_are_learnt_in_the_order_they_come(case: Case, k
 
 @every
 def test_being_watched_changes_nothing(case: Case, kind: str) -> None:
-    events = cut(rows_of(kind), [1, 30])
+    events = cut(rows_of(case, kind), [1, 30])
     watched, alone = run(case, kind, events, row_by_row=True), run(case, kind, events, row_by_row=True, watch=False)
-    answer = [loop.learner.predict(rows_of(kind, 50, seed=1)) for loop in (watched[0], alone[0])]
+    answer = [loop.learner.predict(rows_of(case, kind, 50, seed=1)) for loop in (watched[0], alone[0])]
     same_answers(*answer)
     assert outcome(watched[0]).get("state") == outcome(alone[0]).get("state")
 
@@ -356,7 +382,7 @@ def spoiled(kind: str, good: dw.Batch) -> list[tuple[Any, int, str]]:
 @every
 @pytest.mark.parametrize("row_by_row", [True, False])
 def test_bad_input_is_put_aside_and_touches_nothing(case: Case, kind: str, row_by_row: bool) -> None:
-    batch = rows_of(kind, 300)
+    batch = rows_of(case, kind, 300)
     good = cut(batch, [8])
     bad = spoiled(kind, batch)
     mixed: list[Any] = list(good)
@@ -375,13 +401,13 @@ def test_bad_input_is_put_aside_and_touches_nothing(case: Case, kind: str, row_b
 
 @every
 def test_good_rows_of_a_spoiled_batch_are_learnt(case: Case, kind: str) -> None:
-    batch = rows_of(kind, 120)
+    batch = rows_of(case, kind, 120)
     x = np.array(batch.x)
     x[5::10, 0] = np.inf
     kept = batch.rows(np.flatnonzero(np.isfinite(x[:, 0])))
     whole = dw.Batch(batch.ids, x, 0.0, batch.y)
     dirty, clean = run(case, kind, [whole], row_by_row=True), run(case, kind, [kept], row_by_row=True)
-    assert len(dirty[2]) == 12
+    assert len(dirty[2]) == len(batch) - len(kept)
     assert outcome(dirty[0]) | {"quarantined": 0} == outcome(clean[0])
 
 
@@ -392,10 +418,10 @@ def test_good_rows_of_a_spoiled_batch_are_learnt(case: Case, kind: str) -> None:
 def test_the_guard_brings_back_a_state_that_works(case: Case, kind: str) -> None:
     guard, learner = dw.Guard(every=100), build(case, kind)
     guard.begin(learner)
-    learner.test_then_train(rows_of(kind, 200))
+    learner.test_then_train(rows_of(case, kind, 200))
     assert guard.check(200, learner, {}) is None
     kept = digest(learner.state())
-    learner.test_then_train(rows_of(kind, 100, seed=5))
+    learner.test_then_train(rows_of(case, kind, 100, seed=5))
     broken, arrays = split(learner.state())
     hurt = next((k for k, v in arrays.items() if v.dtype.kind == "f" and v.size), None)
     if hurt is None:
@@ -407,7 +433,7 @@ def test_the_guard_brings_back_a_state_that_works(case: Case, kind: str) -> None
     assert rollback is not None
     assert rollback.to_step == 200
     assert digest(learner.state()) == kept
-    learner.test_then_train(rows_of(kind, 50, seed=6))
+    learner.test_then_train(rows_of(case, kind, 50, seed=6))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.saves], ids=str)

@@ -57,10 +57,9 @@ def _check(self: Any) -> None:
 
 
 def compose(name: str, spec: StreamSpec, params: Any, seed: int, device: str) -> GradientLearner:
-    """The learner of these parts."""
+    """The learner of these parts; it keeps the parameters of all of them as its own."""
     policy, *techniques = (_pick(kind, params) for kind in parts_of(name))
-    step = _pick(GradientLearner.Params, params)
-    return GradientLearner(spec, step, seed, replay=policy, techniques=techniques, device=device)
+    return GradientLearner(spec, params, seed, replay=policy, techniques=techniques, device=device)
 
 
 def _pick(kind: type[Any], params: Any) -> Any:

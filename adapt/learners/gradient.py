@@ -1,8 +1,8 @@
 """Learning a network by gradient steps on a stream, out of parts that combine freely.
 
 One update: the rows at hand, the policy's loss (with or without rows out of a memory), the techniques' penalties, the
-gradient, what the techniques make of it, the optimiser's update. Nothing is ever reset silently: the optimiser's moments
-are part of the state and live as long as the learner.
+gradient, what the techniques make of it, the optimiser's update. Nothing is ever reset silently: the optimiser's
+moments are part of the state and live as long as the learner.
 """
 
 from __future__ import annotations

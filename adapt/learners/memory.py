@@ -3,7 +3,8 @@
 Three ways to choose who stays, all O(1) for a row:
 reservoir: every row ever offered is kept with the same probability (Vitter, ACM TOMS 1985);
 ring: every class has an equal share, its oldest row goes (GEM; Lopez-Paz, Ranzato, NIPS 2017);
-balanced: a full memory drops a random row of the class that has most (GDumb's greedy sampler; Prabhu et al., ECCV 2020).
+balanced: a full memory drops a random row of the class that has most (the greedy sampler of GDumb; Prabhu et al., ECCV
+2020).
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Memory:
     def enlarge(self, capacity: int) -> None:
         """More room; what is kept stays where it is."""
         more = capacity - self.capacity
-        self.x, self.y, self.task = (torch.cat([a, a.new_zeros((more, *a.shape[1:]))]) for a in (self.x, self.y, self.task))
+        arrays = (self.x, self.y, self.task)
+        self.x, self.y, self.task = (torch.cat([a, a.new_zeros((more, *a.shape[1:]))]) for a in arrays)
         self.capacity = capacity
 
     def _place(self, label: int) -> int | None:

@@ -66,7 +66,7 @@ class Active:
     """A part at work. Every method may be left as it is: it then does nothing.
 
     Order within a step: ``choose``, then for each forward pass ``before_forward``, then ``penalty``, ``gradients``,
-    the optimiser's update, ``after_step``; after all passes ``learnt``. The policy's methods are called after the techniques'.
+    the optimiser's update, ``after_step``; after all passes ``learnt``. The policy comes after the techniques.
     """
 
     def loss(self, now: Rows) -> Loss:
