@@ -6,24 +6,18 @@ head only ever grows at its end; ``spec.classes`` has their names.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from .datasets import DATASETS, data_path, locate_file
 from .events import Array
-from .experiences import PIXELS, Rows, Task, View, stream_of
-from .npz import read_arrays
+from .experiences import PIXELS, Rows, Task, stream_of
+from .images import DIGITS, Images, cifar10_images, grey_images
 from .spec import InputError, Stream
 
 DIGITS_TRAIN = 1257
-DIGITS = tuple("0123456789")
-CIFAR_PART = (1000, 200)
-"""Images of each class in the smaller file: training, test."""
 
 
 @dataclass(frozen=True)
@@ -106,26 +100,6 @@ class Domains:
     blur: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Images:
-    """Labelled images, channels first: x numbers[N, C, H, W], y int64[N]; source says what they are a part of."""
-
-    x: Array
-    y: Array
-    x_test: Array
-    y_test: Array
-    classes: tuple[str, ...]
-    source: str
-
-    def task(self, name: str, view: View | None = None) -> Task:
-        train = Rows(self.x, np.arange(len(self.x)), self.y, view)
-        return Task(name, train, Rows(self.x_test, np.arange(len(self.x_test)), self.y_test, view))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.x.shape[1:])
-
-
 def split_digits(params: Split, seed: int) -> Stream:
     """Scikit-learn's 1,797 digits (8 x 8, pixels divided by 16) in tasks of two classes; needs no download.
 
@@ -143,12 +117,12 @@ def split_digits(params: Split, seed: int) -> Stream:
 
 def split_mnist(params: Split, seed: int) -> Stream:
     """MNIST in tasks of two classes each: 60,000 training images, 10,000 test images, 28 x 28."""
-    return _split("split-mnist", _grey("mnist"), params, seed)
+    return _split("split-mnist", grey_images("mnist"), params, seed)
 
 
 def split_fashion(params: Split, seed: int) -> Stream:
     """Fashion-MNIST in tasks of two classes each, 28 x 28. spec.notes["data"] says how many of its images are here."""
-    return _split("split-fashion", _grey("fashion"), params, seed)
+    return _split("split-fashion", grey_images("fashion"), params, seed)
 
 
 def split_cifar10(params: SplitCifar10, seed: int) -> Stream:
@@ -157,7 +131,7 @@ def split_cifar10(params: SplitCifar10, seed: int) -> Stream:
     With ``more`` 5,000 and 1,000 of each. Where they come from JPEG copies, spec.notes["data"] says so: the pixels are
     then not those of the original, and accuracies are to be quoted as such.
     """
-    return _split("split-cifar10", _cifar10(params.more), params, seed)
+    return _split("split-cifar10", cifar10_images(params.more), params, seed)
 
 
 def permuted_mnist(params: Permuted, seed: int) -> Stream:
@@ -165,7 +139,7 @@ def permuted_mnist(params: Permuted, seed: int) -> Stream:
 
     The first experience is MNIST itself (Kirkpatrick et al. 2017).
     """
-    images = _grey("mnist")
+    images = grey_images("mnist")
     _at_least_one(params.tasks, "permuted-mnist")
     tasks = [images.task("permutation 0")]
     for k in range(1, params.tasks):
@@ -180,7 +154,7 @@ def rotated_mnist(params: Rotated, seed: int) -> Stream:
     Turned counter-clockwise about the centre, bilinear, black around (Lopez-Paz, Ranzato 2017; the step is that of the
     code of De Lange et al. 2023).
     """
-    images = _grey("mnist")
+    images = grey_images("mnist")
     _at_least_one(params.tasks, "rotated-mnist")
     angles = [params.step * k for k in range(params.tasks)]
     tasks = [images.task(f"{angle:g} degrees", Turned(angle, images.shape[1:]) if angle else None) for angle in angles]
@@ -189,7 +163,7 @@ def rotated_mnist(params: Rotated, seed: int) -> Stream:
 
 def mnist_fashion(params: Domains, seed: int) -> Stream:
     """First MNIST, then Fashion-MNIST under the same ten labels: the pictures change, the answers' names do not."""
-    digits, clothes = _grey("mnist"), _grey("fashion")
+    digits, clothes = grey_images("mnist"), grey_images("fashion")
     tasks = [digits.task("mnist"), clothes.task("fashion")]
     together = replace(digits, source=f"mnist: {digits.source}; fashion: {clothes.source}")
     return _domains("mnist-fashion", tasks, together, params, seed)
@@ -284,73 +258,3 @@ class Turned:
             part *= weight
             turned += part
         return turned
-
-
-def _grey(name: str) -> Images:
-    """Images of one channel from a data set of uint8[N, H, W]."""
-    _, arrays = _arrays(name, (28, 28))
-    x, x_test = arrays["x_train"][:, None], arrays["x_test"][:, None]
-    names = _class_names(arrays)
-    source = f"{len(x):,} of 60,000 training and {len(x_test):,} of 10,000 test images"
-    return Images(x, arrays["y_train"].astype(np.int64), x_test, arrays["y_test"].astype(np.int64), names, source)
-
-
-def _arrays(name: str, shape: tuple[int, ...]) -> tuple[Path, Mapping[str, Array]]:
-    """The file of an image set and its arrays, which are what they must be, but perhaps fewer rows."""
-    path = data_path(name)
-    arrays = read_arrays(path)
-    for part in ("train", "test"):
-        x, y = arrays.get(f"x_{part}", np.empty(0)), arrays.get(f"y_{part}", np.empty(0))
-        if x.dtype == y.dtype == np.uint8 and x.shape == (len(y), *shape) and len(y) and y.max() < 10:
-            continue
-        raise InputError(f"{path}: not the arrays x_train, y_train, x_test, y_test that driftway data {name} describes")
-    return path, arrays
-
-
-def _class_names(arrays: Mapping[str, Array]) -> tuple[str, ...]:
-    return tuple(arrays["class_names"].tolist()) if "class_names" in arrays else DIGITS
-
-
-def _cifar10(more: bool) -> Images:
-    """The complete set where it is here, else the JPEG copies; without ``more`` the first images of each class."""
-    path, arrays = _arrays("cifar10", (32, 32, 3))
-    whole = path.name == DATASETS["cifar10"].file
-    train, test = (
-        _cifar10_part(arrays, part, count if whole and not more else 0, more and not whole)
-        for part, count in zip(("train", "test"), CIFAR_PART, strict=True)
-    )
-    source = f"{len(train[0]):,} of 50,000 training and {len(test[0]):,} of 10,000 test images"
-    source += "" if whole else ", from JPEG copies (quality 75)"
-    return Images(*train, *test, _class_names(arrays), source)
-
-
-def _cifar10_part(arrays: Mapping[str, Array], part: str, first: int, jpegs: bool) -> tuple[Array, Array]:
-    """uint8[N, 3, 32, 32] and int64[N]: the ``first`` of each class (0: all), and the JPEG images behind them."""
-    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"].astype(np.int64)
-    if first:
-        kept = np.sort(np.concatenate([np.flatnonzero(y == c)[:first] for c in range(10)]))
-        x, y = x[kept], y[kept]
-    packed, cuts, more = _jpegs(part) if jpegs else (b"", np.zeros(1, np.int64), y[:0])
-    images = np.empty((len(y) + len(more), 3, 32, 32), np.uint8)
-    images[: len(y)] = x.transpose(0, 3, 1, 2)
-    for i in range(len(more)):
-        images[len(y) + i] = _decoded(packed[cuts[i] : cuts[i + 1]]).transpose(2, 0, 1)
-    return images, np.concatenate([y, more])
-
-
-def _jpegs(part: str) -> tuple[bytes, Array, Array]:
-    """All JPEG files in one, where each begins and ends, and their labels."""
-    path = locate_file("cifar10_more_jpeg.npz")
-    if path is None:
-        raise InputError("split-cifar10: more needs cifar10_more_jpeg.npz, or all of it: driftway data cifar10 --fetch")
-    arrays = read_arrays(path, (f"jpeg_{part}", f"offset_{part}", f"y_{part}"))
-    return arrays[f"jpeg_{part}"].tobytes(), arrays[f"offset_{part}"], arrays[f"y_{part}"].astype(np.int64)
-
-
-def _decoded(jpeg: bytes) -> Array:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise InputError('split-cifar10: more needs pillow: pip install "driftway[vision]"') from None
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return np.asarray(image.convert("RGB"))

@@ -203,7 +203,7 @@ def test_the_complete_set_goes_before_a_part(small: Path, monkeypatch: pytest.Mo
     np.savez(small / "fashion_mnist_complete.npz", **image_set(400, 100, (28, 28), 1), class_names=names)
     assert dw.stream("split-fashion").spec.length == 400
     np.savez(small / "cifar10_complete.npz", **image_set(500, 100, (32, 32, 3), 1), class_names=names)
-    monkeypatch.setattr("driftway.streams.image_tasks.CIFAR_PART", (20, 4))
+    monkeypatch.setattr("driftway.streams.images.CIFAR_PART", (20, 4))
     spec = dw.stream("split-cifar10", test_rows=0).spec
     assert (spec.length, sum(len(e.y) for e in spec.experiences)) == (200, 40)
     assert spec.notes["data"] == "200 of 50,000 training and 40 of 10,000 test images"
