@@ -76,10 +76,10 @@ def _resnet18(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, i
     return ResNet18(_image("resnet18", shape)[0], width, norm), 8 * width
 
 
-def _torchvision(name: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:  # noqa: ARG001 - has its own
+def _torchvision(name: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
     from .vision import torchvision_body
 
-    return torchvision_body(name, _image(f"torchvision:{name}", shape))
+    return torchvision_body(name, _image(f"torchvision:{name}", shape), norm)
 
 
 _BODIES: dict[str, Callable[[str, Sequence[int], str], tuple[nn.Module, int]]] = {
