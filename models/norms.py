@@ -26,26 +26,35 @@ KINDS = ("batch", "group", "continual", "none")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def make_norm(kind: str, channels: int, dimensions: int = 2) -> nn.Module:
-    """The norm named ``kind`` (one of ``KINDS``) for inputs [N, channels, ...] with ``dimensions`` axes of positions.
-
-    Raises ``ValueError`` for a name that is none of them.
-    """
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """The norm named ``kind``, one of ``KINDS``, for inputs [N, channels, ...]; ``ValueError`` for any other name."""
     if kind == "batch":
-        return BATCH_NORMS[max(dimensions - 1, 0)](channels)
+        return BatchNorm(channels)
     if kind == "group":
         return nn.GroupNorm(group_count(channels), channels)
     if kind == "continual":
         plain = nn.GroupNorm(group_count(channels), channels, affine=False)
-        return nn.Sequential(plain, make_norm("batch", channels, dimensions))
+        return nn.Sequential(plain, BatchNorm(channels))
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"unknown norm {kind!r}: there are {', '.join(KINDS)}")
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """PyTorch's for [N, C, ...], but one value a channel is normalised by the running statistics and moves nothing."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of positions, none included."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() <= self.num_features:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
 def group_count(channels: int, most: int = 32) -> int:
-    """The largest divisor of ``channels`` up to ``most``: 32 groups where 32 divides the channels, as is usual."""
-    return max(n for n in range(1, min(most, channels) + 1) if channels % n == 0)
+    """The largest divisor of ``channels`` up to ``most`` that leaves two channels to a group: 32 from 64 channels on."""
+    return max(n for n in range(1, max(1, min(most, channels // 2)) + 1) if channels % n == 0)
 
 
 class AdaB2N(nn.Module):
