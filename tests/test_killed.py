@@ -104,6 +104,27 @@ def test_killed_and_resumed_equals_undisturbed(table: Path, tmp_path: Path, flag
     assert one["quarantined"] == 20
 
 
+EVALUATED = {
+    "logistic": ["--learner", "logistic", "--evaluate-every", "1", "--batch", "10"],
+    "logistic, row by row": ["--learner", "logistic", "--evaluate-every", "3", "--set", "epochs=3"],
+    "er": ["--learner", "er", "--evaluate-every", "1", "--batch", "10", "--set", "model=mlp:16"],
+}
+
+
+@pytest.mark.parametrize("flags", EVALUATED.values(), ids=list(EVALUATED))
+def test_killed_and_resumed_under_evaluation(tmp_path: Path, flags: list[str]) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = in_child(KILL, str(whole), str(killed), "7", "run", "split-digits", "--json", *flags)
+    kills = json.loads(done.stderr.splitlines()[-1])
+    assert kills, "it was never killed"
+    for name in ("records.csv", "continual.csv", "config.toml"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), (name, kills)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, killed)]
+    one, other = ({k: v for k, v in s.items() if k not in CLOCKS} for s in summaries)
+    assert one == other
+    assert one["continual"]["experiences"] == 5
+
+
 MEMORY = """
 import sys
 import numpy as np, psutil

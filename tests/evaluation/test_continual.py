@@ -14,6 +14,7 @@ from driftway.evaluation.continual import Answers, Continual
 from driftway.evaluation.continual_scores import Scores
 from driftway.evaluation.curves import curve_header, read_curve
 from driftway.evaluation.metrics import METRICS
+from driftway.evaluation.subsets import margin, standard_error, subset
 from driftway.evaluation.windows import Moves
 from driftway.streams import Experience, InputError
 
@@ -328,6 +329,37 @@ def test_what_it_says() -> None:
         watch.switch(3, learner)
     with pytest.raises(ValueError, match="every"):
         Continual(experiences(), 0)
+
+
+# --- a part of the rows -----------------------------------------------------------------------------------------------
+
+
+def test_a_subset_is_stratified_and_fixed() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.repeat([3, 5, 8], [60, 30, 10]))
+    whole = Experience("many", np.arange(100, dtype=np.float32).reshape(-1, 1), y, 7, (3, 5, 8))
+    part = subset(whole, 25)
+    assert np.bincount(part.y)[[3, 5, 8]].tolist() == [15, 8, 2]
+    rows = part.x[:, 0].astype(int)
+    assert (np.diff(rows) > 0).all()
+    np.testing.assert_array_equal(part.y, y[rows])
+    before = str(np.random.get_state())  # noqa: NPY002 - the global generator must stay as it is
+    np.testing.assert_array_equal(subset(whole, 25).x, part.x)
+    assert str(np.random.get_state()) == before  # noqa: NPY002
+    assert not np.array_equal(subset(whole, 25, seed=1).x, part.x)
+    assert subset(whole, 100) is whole
+    assert sorted(subset(whole, 2).y) == [3, 5, 8]
+
+
+def test_margins() -> None:
+    assert standard_error(0.8, 100, 400) == pytest.approx(0.03468, abs=5e-6)
+    assert standard_error(0.8, 400, 400) == 0
+    assert margin([0.8], [400], [400]) is None
+    assert margin([0.8, 0.8], [100, 100], [400, 400]) == pytest.approx(1.96 * 0.03468 / np.sqrt(2), abs=1e-5)
+    watch = Continual(experiences((40, 40, 40)), rows=10)
+    watch.updated(1, Fixed(np.zeros((6, 6))))
+    assert watch.summary()["rows"] == 10
+    assert watch.summary()["acc_margin"] == pytest.approx(1.96 * standard_error(0.5, 10, 40))
 
 
 # --- the curve as a file ----------------------------------------------------------------------------------------------
