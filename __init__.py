@@ -21,6 +21,7 @@ _HOMES = {
     "adapt.learners": "learner=make_learner",
     "adapt.learners.gradient": "GradientLearner",
     "adapt.learners.replay": "Finetune ER ERACE DERpp AGEM Joint",
+    "adapt.learners.migu": "MIGU",
     "adapt.learners.regularisers": "EWC LwF",
     "models.networks": "Network",
     "adapt.guard": "Guard Rollback",

@@ -13,6 +13,7 @@ BENCHMARKS = {
         "events a second of a loop whose learner does nothing, beside river's own evaluation loop",
     ),
     "hoeffding-tree": ("hoeffding_tree:measure", "our Hoeffding tree beside river's, same settings"),
+    "row-sparse": ("row_sparse:measure", "a training step whose weight gradient and update are of active rows only"),
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
     "driftmoe-table": ("driftmoe_table:measure", "every stream, label delay, peer and control of DriftMoE (an hour)"),
 }

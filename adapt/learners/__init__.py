@@ -54,7 +54,9 @@ _ERACE = "Caccia et al.: New insights on reducing abrupt representation change i
 _DER = "Buzzega et al.: Dark experience for general continual learning. NeurIPS 2020"
 _AGEM = "Chaudhry et al.: Efficient lifelong learning with A-GEM. ICLR 2019"
 _EWC = "Kirkpatrick et al.: Overcoming catastrophic forgetting. PNAS 114(13), 2017; online: Schwarz et al., ICML 2018"
+_MIGU = "Du et al.: Unlocking continual learning abilities in language models. Findings of EMNLP 2024, arXiv 2406.17245"
 _LWF = "Li, Hoiem: Learning without forgetting. ECCV 2016"
+_ADAB2N = "Lyu et al.: Overcoming recency bias of normalization statistics in continual learning. NeurIPS 2023"
 _ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
@@ -72,6 +74,8 @@ LEARNERS: dict[str, Entry] = {
     "joint": _part("replay:Joint", "everything ever met is kept and learnt from: the upper bound"),
     "ewc": _part("regularisers:EWC", "weights that mattered are held near where they were", _EWC),
     "lwf": _part("regularisers:LwF", "the network of the last boundary teaches the present one", _LWF),
+    "adab2n": _part("adab2n:AdaB2N", "batch norms whose statistics balance old and new rows", _ADAB2N),
+    "migu": _part("migu:MIGU", "only the rows of a layer whose outputs are large are updated", _MIGU),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 

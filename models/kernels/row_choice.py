@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Array = np.ndarray
+
 
 def active_count(rows: int, ratio: float) -> int:
     """k = max(1, rows - floor(ratio rows)), safe against 0.7 * 10 = 7.000000000000001 or 6.99.
@@ -39,18 +41,16 @@ def row_score(y: Tensor, kind: Literal["sum_abs", "token_l1"] = "sum_abs") -> Te
     return size.sum([axis for axis in range(y.dim()) if axis != 1], dtype=long)
 
 
-def top_rows(score: Tensor, k: int) -> Tensor:
+def top_rows(score: Array, k: int) -> Array:
     """The k rows of the largest score, int64[k], rising; among equals the lowest rows."""
-    bar = torch.topk(score, k, sorted=False).values.min()
-    found = (score >= bar).nonzero().view(-1)
-    if len(found) == k:
-        return found
-    return torch.sort(score, descending=True, stable=True).indices[:k].sort().values
+    bar = np.partition(score, len(score) - k)[len(score) - k]
+    found = np.flatnonzero(score >= bar)
+    return found if len(found) == k else np.sort(np.argsort(-score, kind="stable")[:k])
 
 
-def quantile_rows(score: Tensor, ratio: float) -> Tensor:
+def quantile_rows(score: Array, ratio: float) -> Array:
     """The rows at or above the ``ratio`` quantile of the score, as MIGU's code has it: all rows of a tie."""
-    return (score >= torch.quantile(score.to(torch.float64), ratio).to(score.dtype)).nonzero().view(-1)
+    return np.flatnonzero(score >= np.quantile(score, ratio))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +63,29 @@ class Choice:
     block_rows: int = 1
     quantile: bool = False
 
-    def rows(self, score: Tensor, draw: tuple[int, ...]) -> Tensor | None:
+    def rows(self, score: Array, draw: tuple[int, ...] = (0,)) -> Array | None:
         """The active rows, int64[k], rising; None where the score is not finite. draw: the seed of a random choice.
 
         With blocks, k counts blocks, the score of a block is the mean of its rows, and the last may be shorter.
         """
-        if not bool(torch.isfinite(score).all()):
+        if not np.isfinite(score).all():
             return None
         size = self.block_rows
-        blocks = _block_means(score, size) if size > 1 else score
-        k = active_count(len(blocks), self.ratio)
-        if self.select == "random":
-            drawn = np.random.default_rng(draw).permutation(len(blocks))[:k]
-            found = torch.from_numpy(np.sort(drawn)).to(score.device)
-        elif self.quantile:
-            found = quantile_rows(blocks if self.select == "top" else -blocks, self.ratio)
-        else:
-            found = top_rows(blocks if self.select == "top" else -blocks, k)
+        of_blocks = score if size == 1 else np.add.reduceat(score, np.arange(0, len(score), size))
+        if size > 1 and len(score) % size:
+            of_blocks[-1] *= size / (len(score) % size)
+        found = self._of(of_blocks, draw)
         if size == 1:
             return found
-        rows = (found[:, None] * size + torch.arange(size, device=found.device)).view(-1)
-        return rows if len(score) % size == 0 else rows[rows < len(score)]
+        rows = (found[:, None] * size + np.arange(size)).ravel()
+        return rows[: np.searchsorted(rows, len(score))]
 
-
-def _block_means(score: Tensor, size: int) -> Tensor:
-    whole = len(score) // size * size
-    means = score[:whole].view(-1, size).mean(1)
-    return means if whole == len(score) else torch.cat([means, score[whole:].mean()[None]])
+    def _of(self, score: Array, draw: tuple[int, ...]) -> Array:
+        k = active_count(len(score), self.ratio)
+        if self.select == "random":
+            return np.sort(np.random.default_rng(draw).permutation(len(score))[:k])
+        score = score if self.select == "top" else -score
+        return quantile_rows(score, self.ratio) if self.quantile else top_rows(score, k)
 
 
 class RowSlot:
@@ -121,11 +117,11 @@ class RowSlot:
         """The active rows of this step; all of them, counted in ``not_finite``, where the score is not finite."""
         if self._index is None:
             assert self.score is not None, "no forward pass was seen"
-            index = self.choice.rows(self.score, (*self.seed, self.step or 0))
-            if index is None:
+            chosen = self.choice.rows(self.score.numpy(force=True), (*self.seed, self.step or 0))
+            if chosen is None:
                 self.not_finite += 1
-                index = torch.arange(len(self.score), device=self.score.device)
-            self._index = index
+                chosen = np.arange(len(self.score))
+            self._index = torch.from_numpy(chosen).to(self.score.device)
         return self._index
 
     def give(self, grad: Tensor, inputs: Tensor) -> None:

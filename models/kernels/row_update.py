@@ -116,9 +116,9 @@ def _layout(tensor: Tensor) -> torch.memory_format | None:
 
 def _rows(tensor: Tensor, layout: torch.memory_format | None) -> np.ndarray:
     """[rows, entries] in the order of ``layout``; shares memory with a tensor that lies so."""
-    if layout is None or layout is torch.contiguous_format:
-        return tensor.detach().contiguous().view(len(tensor), -1).numpy()
-    return tensor.detach().movedim(1, -1).contiguous().view(len(tensor), -1).numpy()
+    plain = layout is None or layout is torch.contiguous_format
+    array = tensor.detach().numpy() if plain else tensor.detach().movedim(1, -1).numpy()
+    return np.ascontiguousarray(array).reshape(len(array), -1)
 
 
 def _gradient(
@@ -207,11 +207,15 @@ def _adamw(
     b1, c1, b2, c2 = real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2)
     floor, decay = real(eps), real(1.0 - lr * weight_decay)
     formed = np.empty(weight.shape[1], weight.dtype)
+    size = scale = real(0.0)
+    count = 0.0
     for r in range(index.size):
         i = index[r]
         t[i] += 1
-        size = real(lr / _correction(beta1, t[i]))
-        scale = real(1.0 / math.sqrt(_correction(beta2, t[i])))
+        if t[i] != count:  # neighbours often share a count, and powers are dear
+            count = t[i]
+            size = real(lr / _correction(beta1, count))
+            scale = real(1.0 / math.sqrt(_correction(beta2, count)))
         w, first, second = weight[i], m[i], v[i]
         g = _gradient_row(source, factor, r if compact else i, r, formed)
         for j in range(w.size):

@@ -1,0 +1,254 @@
+"""MIGU: of every layer only the rows whose outputs are large in the present step are updated.
+
+Du et al., Unlocking continual learning abilities in language models, EMNLP Findings 2024, arXiv 2406.17245.
+
+From the paper: the score (sum of |output| over a step's tokens, before any activation), k = rows - floor(ratio rows),
+one mask per layer and step, no memory and no labels. From the authors' code: no mask in the first experience
+(``migu_from``; a stream that tells no boundaries is masked from its first step on), clipping after the mask, bias
+included in the score and left out of the mask, the choice by a quantile (``migu_quantile``), and ``reference``: masked
+gradients go to an ordinary optimiser, whose momentum and weight decay keep moving masked rows.
+
+Ours: ``strict``, where a masked row keeps weight, moments and place under decay bit for bit, and every row counts its
+own updates; the weight gradient is then formed for the active rows alone and the optimiser touches only those.
+``lazy``, which is strict but makes up for missed decay when a row wakes. Convolutions (the score is summed over
+positions), ``token_l1``, blocks, the controls ``random`` and ``bottom``. In a step whose score is not finite all rows
+are active, and that is counted. The authors' code masks the head too; here that takes ``migu_layers=body.*,head``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...models.kernels.row_choice import Choice, RowSlot
+from ...models.kernels.row_linear import row_conv, row_linear
+from ...models.optimisers import AdamW, Only, Optimiser, RowSet
+from ...streams import InputError
+from ..learner import State
+from .parts import Active, Rows
+
+if TYPE_CHECKING:
+    from .gradient import GradientLearner
+
+FACTORS = 16
+"""With AdamW, weight gradients of at most so many examples are formed row by row within the update (measured)."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class MIGU:
+    """Magnitude-based gradient updating: the share ``mask_ratio`` of every layer's rows is left out of an update."""
+
+    mask_ratio: float = 0.7
+    """Share of rows that are masked; 0: the technique is absent, to the bit."""
+    migu_mode: Literal["strict", "reference", "lazy"] = "strict"
+    """strict: masked rows stand still. reference: only their gradient is 0. lazy: strict, with decay made up for."""
+    migu_score: Literal["sum_abs", "token_l1"] = "sum_abs"
+    """What is summed over tokens: |output|, or |output| divided by the token's own sum."""
+    migu_select: Literal["top", "random", "bottom"] = "top"
+    """Rows of the largest score; the controls: rows drawn anew in every step, rows of the smallest score."""
+    migu_layers: str = "body.*"
+    """Names of linear and convolution layers, patterns with commas between; the head is called head."""
+    migu_from: int = -1
+    """First experience with masks; -1: 1 where the stream tells its boundaries, as in the authors' code, else 0."""
+    migu_block_rows: int = 1
+    """So many neighbouring rows are chosen together: cheaper, coarser."""
+    migu_bias: bool = False
+    """Mask biases too."""
+    migu_quantile: bool = False
+    """Choose the rows at or above the score's quantile, as the authors' code does."""
+    refuses: ClassVar[Mapping[str, str]] = {
+        "AGEM": "A-GEM projects whole gradients, and MIGU forms only part of one",
+        "SparCL": "both say which weights of a layer an update may touch",
+    }
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError("mask_ratio must be in 0..1, 1 excluded")
+        if self.migu_from < -1 or self.migu_block_rows < 1:
+            raise ValueError("migu_from must be at least -1 and migu_block_rows at least 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Boundaries, where masks begin with a later experience."""
+        return frozenset({"boundaries"} if self.migu_from > 0 else ())
+
+    def start(self, learner: GradientLearner) -> Active:
+        return _MIGU(learner, self)
+
+
+class MaskedLayer:
+    """The forward function of a layer at work: plain, unless a training step has armed its slot.
+
+    It holds no more than the layer and the slot, so that a network can be copied with it.
+    """
+
+    def __init__(self, layer: nn.Module, slot: RowSlot, path: Literal["dense", "compact"]) -> None:
+        self.layer, self.slot = layer, slot
+        self.plain: Callable[[Tensor], Tensor] = layer.forward
+        self.path: Literal["dense", "compact"] = path if _is_simple(layer) else "dense"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer: Any = self.layer
+        if self.slot.step is None or not (layer.training and torch.is_grad_enabled()):
+            return self.plain(x)
+        if self.path == "dense":
+            y = self.plain(x)
+            seen = y.detach()
+            self.slot.see(seen.reshape(-1, seen.shape[-1]) if isinstance(layer, nn.Linear) else seen)
+            return y
+        if isinstance(layer, nn.Linear):
+            return row_linear(x, layer.weight, layer.bias, self.slot)
+        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        return row_conv(x, layer.weight, layer.bias, self.slot, **geometry)
+
+
+class _MIGU(Active):
+    def __init__(self, learner: GradientLearner, values: MIGU) -> None:
+        self.learner, self.values = learner, values
+        bounded = values.migu_from > 0 or (values.migu_from < 0 and len(learner.spec.experiences) > 1)
+        if bounded:
+            learner.needs |= {"boundaries"}
+        self.first = values.migu_from if values.migu_from >= 0 else int(bounded)
+        self.layers: dict[str, MaskedLayer] = {}
+        self.last: dict[str, Tensor] = {}
+        self.share, self.not_finite = 1.0, 0
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Give every chosen layer that has none a slot of its own (the head is made anew when it grows)."""
+        values, learner = self.values, self.learner
+        if not values.mask_ratio:
+            return
+        choice = Choice(
+            values.mask_ratio, values.migu_score, values.migu_select, values.migu_block_rows, values.migu_quantile
+        )
+        whole = values.migu_mode == "reference" or learner.params.split_gradients
+        factors = FACTORS if isinstance(learner.optimiser, AdamW) and not learner.params.clip else 0
+        names = layers_named(learner.net, values.migu_layers)
+        for number, (name, layer) in enumerate(names.items()):
+            if name not in self.layers or self.layers[name].layer is not layer:
+                slot = RowSlot(choice, (learner.seed, number), factors)
+                self.layers[name] = MaskedLayer(layer, slot, "dense" if whole else "compact")
+                layer.forward = self.layers[name]
+
+    def grown(self, name: str, rows: int) -> None:
+        self._wrap()
+        if name in self.last:
+            old = self.last[name]
+            self.last[name] = torch.cat([old, old.new_full((rows - len(old),), self.learner.updates - 1)])
+
+    def before_forward(self, rows: Sequence[Rows]) -> None:
+        if self.learner.task >= self.first:
+            for layer in self.layers.values():
+                layer.slot.arm(self.learner.updates)
+
+    def gradients(self, grads: dict[str, Tensor | None], only: dict[str, Only]) -> None:
+        active = rows = 0
+        for layer_name, layer in self.layers.items():
+            index, given = layer.slot.take()
+            self.not_finite += layer.slot.not_finite
+            layer.slot.not_finite = 0
+            if index is None:
+                continue
+            weight, bias = f"{layer_name}.weight", f"{layer_name}.bias"
+            active, rows = active + len(index), rows + len(self.learner.weights[weight])
+            for name in (weight, bias) if self.values.migu_bias else (weight,):
+                held = given if name == weight else None
+                if held is None and grads.get(name) is None:
+                    continue
+                if self.values.migu_mode == "reference":
+                    grads[name] = masked_gradient(grads[name], index)
+                    continue
+                if self.values.migu_mode == "lazy":
+                    self._wake(name, index)
+                grads[name], inputs = together(held, grads[name], index)
+                only[name] = RowSet(index, compact=True, inputs=inputs)
+        self.share = active / rows if rows else 1.0
+
+    def _wake(self, name: str, index: Tensor) -> None:
+        """Make up for the decay that rows missed since their last update."""
+        weight, now = self.learner.weights[name], self.learner.updates
+        last = self.last.setdefault(name, torch.full((len(weight),), now - 1, device=weight.device))
+        missed = now - 1 - last[index]
+        late = missed > 0
+        if bool(late.any()):
+            catch_up(self.learner.optimiser, name, weight, index[late], missed[late])
+        last[index] = now
+
+    def telemetry(self) -> dict[str, float]:
+        return {"active_rows": self.share, "rows_not_finite": float(self.not_finite)}
+
+    def state(self) -> State:
+        return {"last": dict(self.last), "share": self.share, "not_finite": self.not_finite}
+
+    def load(self, state: State) -> None:
+        self.last = {name: tensor.clone().to(self.learner.device) for name, tensor in state["last"].items()}
+        self.share, self.not_finite = float(state["share"]), int(state["not_finite"])
+        self._wrap()
+
+
+def layers_named(net: nn.Module, patterns: str) -> dict[str, nn.Module]:
+    """Linear and convolution layers whose name matches one of the patterns (``body.*,head``), in their order."""
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    there = {name: m for name, m in net.named_modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))}
+    found: dict[str, nn.Module] = {
+        name: m for name, m in there.items() if any(fnmatchcase(name, pattern) for pattern in wanted)
+    }
+    if not found:
+        raise InputError(f"migu_layers={patterns!r} names no linear or convolution layer: there are {', '.join(there)}")
+    return found
+
+
+def together(
+    given: Tensor | tuple[Tensor, Tensor] | None, dense: Tensor | None, index: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """(gradient of the rows, inputs): what a slot held, and what came by another way (a penalty on the weights)."""
+    if dense is None and isinstance(given, tuple):
+        return given
+    rows = given[0].t() @ given[1] if isinstance(given, tuple) else given
+    if dense is None:
+        return rows, None
+    some = dense.index_select(0, index)
+    return some if rows is None else rows + some, None
+
+
+def masked_gradient(grad: Tensor | None, index: Tensor) -> Tensor | None:
+    """The gradient with all other rows at 0."""
+    if grad is None:
+        return None
+    out = torch.zeros_like(grad)
+    out[index] = grad[index]
+    return out
+
+
+def catch_up(optimiser: Optimiser, name: str, weight: Tensor, index: Tensor, missed: Tensor) -> None:
+    """What weight decay and the decay of moments would have done to these rows in ``missed`` updates (int64[k]).
+
+    w (1 - lr decay)^n; SGD: v momentum^n; AdamW: m b1^n, v b2^n, t + n. A moving average does not move the weight here:
+    neither plain Adam nor strict, but the right moments for the next update.
+    """
+    decay = 0.0 if name in optimiser.undecayed else optimiser.weight_decay
+    slot = optimiser.slots.get(name, {})
+    faded = [(weight.detach(), 1 - optimiser.lr * decay)]
+    if isinstance(optimiser, AdamW):
+        faded += [(slot[key], beta) for key, beta in zip(("m", "v"), optimiser.betas)]
+        slot["t"][index] += missed
+    elif "momentum" in slot:
+        faded.append((slot["momentum"], optimiser.momentum))
+    times = missed.reshape(-1, *[1] * (weight.dim() - 1))
+    for tensor, factor in faded:
+        tensor[index] *= (factor ** times.double()).to(tensor.dtype)
+
+
+def _is_simple(layer: nn.Module) -> bool:
+    """Whether the compact path knows the layer: no groups, zeros beyond the edge."""
+    if isinstance(layer, nn.Linear):
+        return True
+    assert isinstance(layer, CONVOLUTIONS)
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
