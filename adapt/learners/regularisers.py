@@ -141,7 +141,7 @@ class _LwF(Active):
         with torch.no_grad():
             taught = self.teacher(now.x)[:, self.old[: self.teacher.head.out_features]]
         z = self.learner.said
-        assert z is not None, "LwF needs a policy that passes the rows at hand through the network"
+        assert z is not None
         said = z[:, : len(self.old)][:, self.old]
         t = self.values.temperature
         apart = F.kl_div(

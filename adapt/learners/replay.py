@@ -303,7 +303,9 @@ class Joint:
     replay_batch: int = 20
     """Rows of an update, those at hand among the ones that may be drawn."""
     needs: ClassVar[frozenset[str]] = NOTHING
-    refuses: ClassVar[Mapping[str, str]] = {}
+    refuses: ClassVar[Mapping[str, str]] = {
+        "LwF": "every update draws its rows from the whole past, so there are none at hand that a teacher could judge"
+    }
     is_policy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
