@@ -34,7 +34,7 @@ from .folder import (
 )
 from .guard import Guard
 from .learner import CannotCheckpoint, Learner
-from .learners import learner_class, make_learner
+from .learners import make_learner
 from .loop import Loop, Record
 from .state import digest, state_bytes
 
@@ -198,12 +198,10 @@ def can_checkpoint(learner: Learner) -> str | None:
 
 def _build(config: RunConfig, spec: StreamSpec) -> Learner:
     """The learner, once it is sure that it can work on this stream and device."""
-    kind = learner_class(config.learner)
-    if config.device not in kind.devices:
-        raise InputError(
-            f"{config.learner} runs on the {' or '.join(sorted(kind.devices))} only, not on {config.device}"
-        )
-    return make_learner(config.learner, spec, seed=config.seed, **config.learner_params)
+    learner = make_learner(config.learner, spec, seed=config.seed, device=config.device, **config.learner_params)
+    if "boundaries" in learner.needs and not (spec.drifts or spec.experiences):
+        raise InputError(f"{config.learner} needs to be told of boundaries, and stream {spec.name} tells of none")
+    return learner
 
 
 def make_continual(config: RunConfig, spec: StreamSpec) -> Continual | None:
