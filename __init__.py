@@ -21,11 +21,13 @@ _HOMES = {
     "adapt.learners": "learner=make_learner",
     "adapt.learners.gradient": "GradientLearner",
     "adapt.learners.replay": "Finetune ER ERACE DERpp AGEM Joint",
+    "adapt.learners.adab2n": "AdaB2N",
     "adapt.learners.migu": "MIGU",
     "adapt.learners.regularisers": "EWC LwF",
     "models.networks": "Network",
     "adapt.guard": "Guard Rollback",
     "adapt.checkpoint": "Checkpointer",
+    "adapt.avalanche_bridge": "from_avalanche to_avalanche continual_plugin",
     "evaluation": "metrics",
     "evaluation.prequential": "Prequential",
 }

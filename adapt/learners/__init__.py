@@ -47,6 +47,7 @@ def _part(home: str, summary: str, citation: str = "") -> Entry:
 
 _GAMA = "Gama, Sebastião, Rodrigues: On evaluating stream learning algorithms. Machine Learning 90, 2013"
 _RIVER = "Montiel et al.: River: machine learning for streaming data in Python. JMLR 22(110), 2021"
+_AVALANCHE = "Lomonaco et al.: Avalanche: an end-to-end library for continual learning. CVPR workshops, 2021"
 _LOGISTIC = "Bishop: Pattern recognition and machine learning, 2006, sections 4.3.2 and 3.1.3"
 _HOEFFDING = "Domingos, Hulten: Mining high-speed data streams. KDD 2000"
 _DRIFTMOE = "DriftMoE: a mixture of experts approach to handle concept drifts. arXiv 2507.18464, 2025"
@@ -65,6 +66,12 @@ LEARNERS: dict[str, Entry] = {
     "logistic": Entry("logistic:Logistic", "online softmax or linear regression on standardised columns", _LOGISTIC),
     "hoeffding-tree": Entry("hoeffding_tree:HoeffdingTree", "one incremental decision tree, compiled", _HOEFFDING),
     "driftmoe": Entry("driftmoe:DriftMoE", "trees and linear experts under a router that learns on line", _DRIFTMOE),
+    "avalanche": Entry(
+        "avalanche_strategy:AvalancheStrategy",
+        "a strategy of Avalanche that can learn as rows come",
+        _AVALANCHE,
+        "Strategy",
+    ),
     "river": Entry("river_model:RiverModel", "any river classifier or regressor", _RIVER, "module.Class"),
     "finetune": _part("replay:Finetune", "gradient steps on the rows at hand: the lower bound"),
     "er": _part("replay:ER", "experience replay: rows of a memory beside those at hand", _ER),
