@@ -353,12 +353,12 @@ class Loop:
         if self.step % self.every == 0:
             self._progress("progress")
 
-    def _judge(self, moment: Callable[[int, Learner], list[Evaluation]]) -> None:
+    def _judge(self, moment: Callable[[int, Learner, int], list[Evaluation]]) -> None:
         """Let continual evaluation know of a moment: an update, a switch, the end; keep what it found."""
         t0 = perf_counter()
-        for update, experience, right in moment(self.updates, self.learner):
+        for update, experience, right, step in moment(self.updates, self.learner, self.step):
             values = {"update": update, "experience": experience, "right": right}
-            self._due.append(Record(self.step, "evaluation", values))
+            self._due.append(Record(step, "evaluation", values))
         self.seconds["evaluate"] += perf_counter() - t0
 
     def _progress(self, kind: str) -> None:

@@ -29,11 +29,13 @@ class Probed(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """One evaluation: after how many updates, in which experience, and right answers of each experience seen."""
+    """One evaluation: after how many updates, in which experience, right answers of each experience seen, and the step
+    that the caller named."""
 
     update: int
     experience: int
     right: tuple[int, ...]
+    step: int = 0
 
 
 class Answers:
@@ -128,36 +130,44 @@ class Continual:
         self.scores = Scores(self.answers.sizes, wp_reference=wp_reference)
         self.experience = 0
         self.evaluated = 0
+        self.missed = 0
 
     def room(self, update: int) -> int | None:
         """Updates until the next evaluation that falls due by count; None where none ever does."""
         return None if self.every is None else self.every - update % self.every
 
-    def updated(self, update: int, learner: Probed) -> list[Evaluation]:
+    def updated(self, update: int, learner: Probed, step: int = 0) -> list[Evaluation]:
         """Evaluate if it is time, now that the learner has had so many updates."""
-        return [self._evaluate(update, learner)] if self.every and update % self.every == 0 else []
+        return [self._evaluate(update, learner, step)] if self.due(update) else []
 
-    def end(self, update: int, learner: Probed) -> list[Evaluation]:
+    def end(self, update: int, learner: Probed, step: int = 0) -> list[Evaluation]:
         """The stream, or what is left of it in this run, is over: how the experience ended."""
-        over = self.scores.seen > self.experience and self.evaluated == update
-        return [] if over else [self._evaluate(update, learner)]
+        return [] if self.judged(update) else [self._evaluate(update, learner, step)]
 
-    def switch(self, update: int, learner: Probed) -> list[Evaluation]:
+    def switch(self, update: int, learner: Probed, step: int = 0) -> list[Evaluation]:
         """Another experience begins: how the one before it ended."""
         if self.experience + 1 == len(self.names):
             raise InputError(f"the stream goes on after the last of its {len(self.names)} experiences")
-        done = self.end(update, learner)
+        done = self.end(update, learner, step)
         self.experience += 1
         return done
 
-    def take(self, update: int, right: tuple[int, ...]) -> Evaluation:
+    def due(self, update: int) -> bool:
+        """Whether this update is one to evaluate after, by count."""
+        return self.every is not None and update % self.every == 0
+
+    def judged(self, update: int) -> bool:
+        """Whether the experience at hand was evaluated after this very update."""
+        return self.scores.seen > self.experience and self.evaluated == update
+
+    def take(self, update: int, right: tuple[int, ...], step: int = 0) -> Evaluation:
         """Enter the right answers of one evaluation."""
         self.scores.add(right)
         self.evaluated = update
-        return Evaluation(update, len(right) - 1, right)
+        return Evaluation(update, len(right) - 1, right, step)
 
-    def _evaluate(self, update: int, learner: Probed) -> Evaluation:
-        return self.take(update, self.answers.ask(learner, self.experience + 1))
+    def _evaluate(self, update: int, learner: Probed, step: int) -> Evaluation:
+        return self.take(update, self.answers.ask(learner, self.experience + 1), step)
 
     def header(self) -> list[str]:
         """Titles of the columns of a file with the whole curve; each experience's says how many rows it has."""
@@ -170,7 +180,8 @@ class Continual:
     def summary(self) -> dict[str, Any]:
         """All metrics, and what they rest on: evaluations, updates between them, rows and experiences seen.
 
-        acc_margin: half of the 95 % interval around acc where only a part of the rows was asked, else None.
+        acc_margin: half of the 95 % interval around acc where only a part of the rows was asked, else None. missed:
+        evaluations that were due and not made, since the process that makes them was not done with the one before.
         """
         seen, sizes = self.scores.seen, self.answers.sizes
         shares = [right / rows for right, rows in zip(self.scores.latest, sizes)]
@@ -178,6 +189,7 @@ class Continual:
             **self.scores.figures(),
             "acc_margin": margin(shares, sizes[:seen], self._of[:seen]),
             "evaluations": self.scores.evaluations,
+            "missed": self.missed,
             "every": self.every,
             "rows": sum(sizes[:seen]),
             "experiences": seen,
@@ -185,10 +197,11 @@ class Continual:
 
     def state(self) -> dict[str, Any]:
         """Everything that later figures depend on."""
-        return {"experience": self.experience, "evaluated": self.evaluated, "scores": self.scores.state()}
+        counts = {"experience": self.experience, "evaluated": self.evaluated, "missed": self.missed}
+        return {**counts, "scores": self.scores.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what ``state()`` of one with the same experiences returned."""
-        self.experience, self.evaluated = int(state["experience"]), int(state["evaluated"])
+        self.experience, self.evaluated, self.missed = (int(state[k]) for k in ("experience", "evaluated", "missed"))
         self.scores.load(state["scores"])
         self.answers.forget()
