@@ -1,13 +1,14 @@
 """Networks as a body and a head, built by name.
 
-A name may carry sizes after a colon: ``mlp:400-400`` (hidden widths), ``convnet:16-32-32`` (channels), ``resnet18:20``
-(channels of the first stage; 64 is the usual net, 20 the slim one of continual learning), ``torchvision:resnet18``
-(any classifier of torchvision, untrained).
+A name may carry sizes after a colon: ``mlp:400-400`` (hidden widths; ``mlp-norm`` has a norm after each linear layer),
+``convnet:16-32-32`` (channels), ``resnet18:20`` (channels of the first stage; 64 is the usual net, 20 the slim one of
+continual learning), ``torchvision:resnet18`` (any classifier of torchvision, untrained).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .norms import make_norm
 from .resnet import ResNet18
 
-DEFAULTS = {"mlp": "400-400", "convnet": "16-32-32", "resnet18": "64", "torchvision": "resnet18"}
+DEFAULTS = {"mlp": "400-400", "mlp-norm": "400-400", "convnet": "16-32-32", "resnet18": "64", "torchvision": "resnet18"}
 
 
 class Network(nn.Module):
@@ -32,12 +33,13 @@ class Network(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Linear layers with ReLU between and after them; flattens what it is given."""
+    """Linear layers with ReLU between and after them, a norm before each if asked; flattens what it is given."""
 
-    def __init__(self, inputs: int, widths: Sequence[int]) -> None:
+    def __init__(self, inputs: int, widths: Sequence[int], norm: str = "none") -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         for width in widths:
-            layers += [nn.Linear(inputs, width), nn.ReLU()]
+            norms = [] if norm == "none" else [make_norm(norm, width)]
+            layers += [nn.Linear(inputs, width, bias=not norms), *norms, nn.ReLU()]
             inputs = width
         super().__init__(*layers)
 
@@ -59,11 +61,12 @@ class ConvNet(nn.Sequential):
 
 
 def _mlp(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:  # noqa: ARG001 - has none
+    return _normed_mlp(sizes, shape, "none")
+
+
+def _normed_mlp(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
     widths = _numbers("mlp", sizes)
-    inputs = 1
-    for n in shape:
-        inputs *= n
-    return MLP(inputs, widths), widths[-1]
+    return MLP(prod(shape), widths, norm), widths[-1]
 
 
 def _convnet(sizes: str, shape: Sequence[int], norm: str) -> tuple[nn.Module, int]:
@@ -84,6 +87,7 @@ def _torchvision(name: str, shape: Sequence[int], norm: str) -> tuple[nn.Module,
 
 _BODIES: dict[str, Callable[[str, Sequence[int], str], tuple[nn.Module, int]]] = {
     "mlp": _mlp,
+    "mlp-norm": _normed_mlp,
     "convnet": _convnet,
     "resnet18": _resnet18,
     "torchvision": _torchvision,

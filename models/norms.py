@@ -53,7 +53,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def group_count(channels: int, most: int = 32) -> int:
-    """The largest divisor of ``channels`` up to ``most`` that leaves each group two channels: 32 from 64 channels on."""
+    """The largest divisor of ``channels`` up to ``most`` that leaves each group two channels: 32 from 64 on."""
     return max(n for n in range(1, max(1, min(most, channels // 2)) + 1) if channels % n == 0)
 
 

@@ -66,6 +66,7 @@ CASES = [
     _network("joint", head_only=True),
     _network("ewc", passes=2),
     _network("lwf", single_head=True),
+    _network("adab2n", model="mlp-norm:8", ids="classes", ada_from=0, weight_decay=0.01),
     _network("migu", migu_select="random", optimizer="adamw", lr=0.01),
     _network("er+migu", memory=20, migu_mode="lazy", momentum=0.9, migu_layers="*", migu_bias=True),
     Case("river:tree.HoeffdingTreeClassifier", saves=False),

@@ -14,6 +14,7 @@ from driftway.adapt.state import digest
 SPEC = dw.StreamSpec("s", (dw.Column("a"), dw.Column("b", ("p", "q"))), classes=("n", "y"))
 NUMBERS = dw.StreamSpec("r", SPEC.columns, target="regression")
 EXAMPLE = {"river": "river:tree.HoeffdingTreeClassifier", "frozen": "frozen:majority"}
+WITH = {"adab2n": {"model": "mlp-norm"}}
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -23,7 +24,8 @@ def test_every_entry_names_a_learner_with_parameters_that_have_defaults(name: st
     assert entry.load().__doc__
     assert len(entry.summary) < 100
     full = EXAMPLE.get(name, name)
-    assert asdict(make_learner(full, SPEC).params) == asdict(learner_params(full)())
+    settings = WITH.get(name, {})
+    assert asdict(make_learner(full, SPEC, **settings).params) == asdict(learner_params(full)(**settings))
 
 
 def test_text_becomes_the_type_of_the_parameter() -> None:

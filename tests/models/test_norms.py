@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from driftway.models.flops import norm_flops
 from driftway.models.networks import build
 from driftway.models.norms import (
+    BATCH_NORMS,
     AdaB2N,
     ada_loss,
     balanced_layers,
@@ -133,8 +135,7 @@ def test_running_mean_is_the_explicit_sum(kappa: float) -> None:
 @pytest.mark.parametrize("shape", [(10, 4, 3, 3), (10, 4), (6, 4, 5)], ids=str)
 def test_batch_norm_is_the_limit(shape: tuple[int, ...]) -> None:
     """kappa 1, no groups: outputs, gradients and running mean are batch norm's; the running variance is biased."""
-    layer, peer = AdaB2N(4, kappa=1.0), make_norm("batch", 4, len(shape) - 2)
-    assert isinstance(peer, nn.BatchNorm1d | nn.BatchNorm2d)
+    layer, peer = AdaB2N(4, kappa=1.0), nn.BatchNorm2d(4) if len(shape) == 4 else nn.BatchNorm1d(4)
     n = shape[0] * math.prod(shape[2:])
     moved = torch.ones(4)
     for seed in range(5):
@@ -202,9 +203,10 @@ def test_evaluation_moves_nothing_and_looks_at_single_rows() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1), (0, 3, 2, 2)], ids=str)
-def test_one_value_a_channel_is_no_statistic(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("make", [AdaB2N, lambda channels: make_norm("batch", channels)], ids=["adab2n", "batch"])
+def test_one_value_a_channel_is_no_statistic(make: Any, shape: tuple[int, ...]) -> None:
     """Normalised by the running statistics, which stay; so does the schedule."""
-    layer = AdaB2N(3)
+    layer = make(3)
     layer(noise(8, 3))
     before = copy.deepcopy(layer.state_dict())
     x = noise(*shape)
@@ -264,8 +266,8 @@ def test_grown_psi_keeps_what_it_learnt() -> None:
     assert layer.psi.requires_grad
 
 
-@pytest.mark.parametrize("name", ["convnet", "resnet18:8"])
-def test_norms_of_a_network_are_replaced(name: str) -> None:
+@pytest.mark.parametrize(("name", "norms"), [("convnet", 3), ("resnet18:8", 20), ("mlp-norm:9-7", 2)])
+def test_norms_of_a_network_are_replaced(name: str, norms: int) -> None:
     """In evaluation mode nothing changes; in training mode every layer has a loss and its psi a gradient."""
     net = build(name, (3, 8, 8), 4)
     net.train()(noise(6, 3, 8, 8))
@@ -273,8 +275,8 @@ def test_norms_of_a_network_are_replaced(name: str) -> None:
     before = net.eval()(x)
     layers = replace_norms(net, kappa=0.4, groups=2)
     assert layers == balanced_layers(net)
-    assert len(layers) == (3 if name == "convnet" else 20)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    assert len(layers) == norms
+    assert not any(isinstance(m, BATCH_NORMS) for m in net.modules())
     torch.testing.assert_close(net(x), before)
     net.train()
     with grouped(net, [0, 0, 0, 1, 1]):
