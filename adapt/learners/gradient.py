@@ -94,6 +94,8 @@ class GradientLearner(Learner):
         policy: Part = Finetune() if replay is None else replay
         check_parts([policy, *techniques])
         self.needs = frozenset({"labels"}).union(policy.needs, *(t.needs for t in techniques))
+        if device != "cpu" and not torch.cuda.is_available():
+            raise InputError(f"device {device}: PyTorch finds none on this machine")
         self.device = torch.device(device)
         self.task = self.seen = self.updates = 0
         self.inputs = _inputs(spec)

@@ -235,6 +235,12 @@ def test_what_cannot_be_put_together_is_one_line(small_tasks, name, settings, li
         dw.learner(name, small_tasks().spec, **settings)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_one_line(small_tasks) -> None:
+    with pytest.raises(dw.InputError, match="device cuda: PyTorch finds none"):
+        dw.learner("er", small_tasks().spec, device="cuda")
+
+
 def test_a_convolution_needs_images() -> None:
     table = dw.StreamSpec("t", (dw.Column("a"), dw.Column("b")), classes=("n", "y"))
     with pytest.raises(dw.InputError, match="needs images of shape"):
