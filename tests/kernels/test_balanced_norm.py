@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from driftway.adapt.benchmarks import adab2n, row_sparse
 from driftway.models.kernels.balanced_norm import Groups, Running, balanced_norm, equal_weights, sample_weights
 from torch import Tensor
 
@@ -171,3 +172,13 @@ def test_output_keeps_the_layout_and_needs_no_packed_input() -> None:
     last = a.to(memory_format=torch.channels_last)
     y, _ = balanced_norm(last, None, None, torch.zeros(1), None, Running(torch.zeros(6), torch.ones(6), 0.1))
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_its_benchmark_names_both_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_sparse, "ROUND_SECONDS", 1e-4)
+    rows = adab2n.cases((4, 2, 3, 3), torch.channels_last)
+    assert [row["peer_name"] for row in rows] == ["torch batch_norm", "autograd"]
+    for row in rows:
+        assert row["case"] == "4x2x3x3, channels last"
+        assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
+        assert row["floor"] > 0
