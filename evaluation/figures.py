@@ -60,6 +60,15 @@ def percent(value: Any, digits: int = 1, *, like: float | None = None) -> str:  
     return f"{100 * value:.{digits}f} %" if is_number(value) else DASH
 
 
+def points(value: Any, *, like: float | None = None) -> str:  # noqa: ARG001 - one unit for all
+    """A difference of two shares in points, hundredths of the whole.
+
+    >>> points(0.4242), points(-0.05)
+    ('42.4 points', '−5.0 points')
+    """
+    return f"{100 * value:.1f} points".replace("-", "−") if is_number(value) else DASH
+
+
 def number(value: Any, *, like: float | None = None) -> str:
     """Some three or four figures, thousands apart. like: write it as that number would be.
 

@@ -20,6 +20,8 @@ Array = NDArray[Any]
 
 LIMIT = 1000
 """Most points one drawn curve has."""
+WIDTH = 9.6
+"""Inches that a drawing is wide; 72 dots make one."""
 
 INK, FAINT, GRID = "#22262b", "#6b7280", "#e6e8eb"
 LEARNER, CUMULATIVE, NO_CHANGE, MAJORITY = "#0072b2", "#7fb8d8", "#d55e00", "#8a8f98"
@@ -113,7 +115,7 @@ def line_plot(
     height: in inches at a width of 9.6. bottom: where the y axis starts, if not below the lowest value.
     """
     marks = marks or Marks()
-    figure, axes = _axes(height)
+    figure, axes = new_axes(height)
     for curve in curves:
         _draw(axes, curve)
     low, high = _limits(curves, percent)
@@ -121,9 +123,9 @@ def line_plot(
     axes.set_ylim(low if bottom is None else bottom, high)
     right = max((float(c.x[-1]) for c in curves if len(c.x)), default=1.0)
     axes.set_xlim(0, right)
-    _format(axes, percent=percent)
+    tidy(axes, percent=percent)
     legend = [(c.colour, c.style, c.name) for c in curves] + _mark(axes, marks, right)
-    return Plot(_svg(figure, prefix), legend, note)
+    return Plot(to_svg(figure, prefix), legend, note)
 
 
 def _draw(axes: Any, curve: Curve) -> None:
@@ -176,19 +178,19 @@ def area_plot(x: Array, shares: Array, names: Sequence[str], *, prefix: str, mar
     means = shares.mean(axis=0)
     points = min(LIMIT, 240)
     x, shares = bucket_means(x[:, None], points)[:, 0], bucket_means(shares, points)
-    figure, axes = _axes(2.7)
+    figure, axes = new_axes(2.7)
     axes.stackplot(x, shares.T, colors=AREAS[: shares.shape[1]], edgecolor="white", linewidth=0.5)
     axes.set_ylim(0, 1)
     axes.set_xlim(0, float(x[-1]))
-    _format(axes, percent=True)
+    tidy(axes, percent=True)
     extra = _mark(axes, Marks(drifts=marks.drifts if marks else ()), float(x[-1]))
     legend = [(AREAS[i], "area", f"{name} · {100 * means[i]:.0f} %") for i, name in enumerate(names)]
-    return Plot(_svg(figure, prefix), legend + extra)
+    return Plot(to_svg(figure, prefix), legend + extra)
 
 
 def scatter_plot(points: Sequence[tuple[str, float, float, float]], *, prefix: str, percent: bool) -> Plot:
     """Speed against quality: (colour, rows a second, quality, its standard deviation over seeds)."""
-    figure, axes = _axes(2.7)
+    figure, axes = new_axes(2.7)
     for colour, speed, quality, sd in points:
         axes.errorbar(speed, quality, yerr=sd or None, fmt="o", color=colour, markersize=8, capsize=3, linewidth=1.4,
                       markeredgecolor="white", markeredgewidth=1, zorder=3)  # fmt: skip
@@ -197,20 +199,23 @@ def scatter_plot(points: Sequence[tuple[str, float, float, float]], *, prefix: s
     axes.set_xlim(min(speeds) / 1.6, max(speeds) * 1.6)
     pad = max(0.25 * (max(heights) - min(heights)), 0.01 * max(heights), 2 * max(p[3] for p in points), 1e-9)
     axes.set_ylim(min(heights) - pad, max(heights) + pad)
-    _format(axes, percent=percent, grid="both")
-    return Plot(_svg(figure, prefix))
+    tidy(axes, percent=percent, grid="both")
+    return Plot(to_svg(figure, prefix))
 
 
-def _axes(height: float) -> tuple[Any, Any]:
-    """A figure without pyplot (no global state, no display) and its one pair of axes."""
+def new_axes(height: float, *, top: float = 0.3, right: float = 0.19) -> tuple[Any, Any]:
+    """A figure without pyplot (no global state, no display) and its one pair of axes; lengths in inches.
+
+    top, right: room beside the axes.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"text.parse_math": False, "path.simplify": False})
-        figure = Figure(figsize=(9.6, height), dpi=72)
-        return figure, figure.add_axes((0.062, 0.32 / height, 0.918, 1 - 0.62 / height))
+        figure = Figure(figsize=(WIDTH, height), dpi=72)
+        return figure, figure.add_axes((0.062, 0.32 / height, 0.938 - right / WIDTH, 1 - (0.32 + top) / height))
 
 
 def _limits(curves: Iterable[Curve], percent: bool) -> tuple[float, float]:
@@ -229,7 +234,8 @@ def _limits(curves: Iterable[Curve], percent: bool) -> tuple[float, float]:
     return bottom, min(high + air, 1.005) if percent and high <= 1 else high + air
 
 
-def _format(axes: Any, *, percent: bool, grid: str = "y") -> None:
+def tidy(axes: Any, *, percent: bool, grid: str = "y") -> None:
+    """The looks that all drawings share: few lines, pale grid, short numbers."""
     from matplotlib.ticker import FuncFormatter
 
     for side in ("top", "right", "left"):
@@ -251,7 +257,7 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _svg(figure: Any, prefix: str) -> str:
+def to_svg(figure: Any, prefix: str) -> str:
     """The drawing as an element to set into HTML: no prologue, no metadata, ids of its own, as wide as the page."""
     import matplotlib
 
@@ -267,7 +273,8 @@ def _svg(figure: Any, prefix: str) -> str:
     svg = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r" font-family: [^;]*;", "", svg).replace("xlink:href", "href")
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r'href="data:[^"]*"', lambda raster: re.sub(r"\s", "", raster[0]), svg)
+    svg = re.sub(r'(transform="matrix[^"]*")|(\d\.\d\d)\d+', lambda m: m[1] or m[2], svg)
     svg = re.sub(r"\s*\n\s*", " ", svg).replace("> <", "><")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     return svg.replace("<svg ", '<svg role="img" ', 1).strip()

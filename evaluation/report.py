@@ -13,6 +13,7 @@ import numpy as np
 from . import figures as show
 from . import plots
 from .comparison import compared
+from .continual_report import continual_part
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
 
@@ -36,14 +37,15 @@ _ALARM = re.compile(r"(.*) at row (\d+)")
 def render_run(run: RunData) -> str:
     """The page of one run: the same bytes for the same files and the same installed versions."""
     measure = show.measure_of(run.summary)
-    marks = marks_of(run)
+    marks, continual = marks_of(run), continual_part(run)
     return _page(
         "report.html.jinja",
         title=f"{_name(run, 'learner')} on {_name(run, 'stream')}",
         run=run,
         digest=str(run.summary.get("state_sha256") or ""),
         facts=_facts(run),
-        verdict=verdict(run),
+        verdict=verdict(run) if continual is None else continual["verdict"],
+        beside_baselines=verdict(run)[1],
         remarks=_remarks(run),
         cards=_cards(run),
         measure=measure,
@@ -54,7 +56,7 @@ def render_run(run: RunData) -> str:
         usage=_usage_plot(run, marks),
         phases=_phases(run),
         speed=_timing_plots(run),
-        continual={k: v for k, v in (run.summary.get("continual") or {}).items() if show.is_number(v)},
+        continual=continual,
         reasons=run.quarantine[:MOST_REASONS],
         more_reasons=max(0, len(run.quarantine) - MOST_REASONS),
         environment=environment(run),

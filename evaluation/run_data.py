@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..streams import InputError
+from .curves import Curve, read_curve
 
 Array = NDArray[Any]
 
@@ -32,6 +33,7 @@ class RunData:
     summary: summary.json. records: the rows of records.csv as ``{"step": int, "kind": str, "values": {...}}``, empty
     cells left out. quarantine: one ``{"reason", "count", "rows"}`` per reason, commonest first, with its first rows;
     quarantined: rows in all, None where there is no such file. timings: rows of timings.csv. folder: where it was.
+    evaluations: the curve of its continual evaluation, None where there is no continual.csv.
     """
 
     summary: dict[str, Any]
@@ -42,6 +44,7 @@ class RunData:
     command: str = ""
     timings: list[dict[str, float]] = field(default_factory=list)
     folder: str = ""
+    evaluations: Curve | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -100,6 +103,7 @@ def read_run(folder: str | Path, *, command: str | None = None) -> RunData:
         command=command or _command(config, folder),
         timings=_timings(folder / "timings.csv"),
         folder=str(folder),
+        evaluations=_evaluations(folder / "continual.csv"),
     )
 
 
@@ -200,6 +204,10 @@ def _timings(path: Path) -> list[dict[str, float]]:
         values = {k: _value(v) for k, v in row.items()}
         rows.append({k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)})
     return rows
+
+
+def _evaluations(path: Path) -> Curve | None:
+    return read_curve(path) if path.exists() else None
 
 
 def _quarantine(path: Path) -> tuple[list[dict[str, Any]], int | None]:
