@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from ...models.kernels.row_choice import Choice, RowSlot
 from ...models.kernels.row_linear import row_linear
+from ...models.kernels.row_update import FACTORS
 from ...models.optimisers import AdamW, RowSet
 from . import Row, row
 
@@ -38,8 +39,6 @@ RATIOS = (0.05, 0.1, 0.3, 0.5)
 BLOCKS = (1, 16)
 LR, DECAY = 1e-3, 0.01
 ROUNDS, ROUND_SECONDS = 9, 0.02
-FACTORS = 16
-"""Up to so many examples the weight gradient is formed within the update, row by row, instead of by a product."""
 
 Step = Callable[[], object]
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ...models.kernels.row_choice import Choice, RowSlot
 from ...models.kernels.row_linear import row_conv, row_linear
+from ...models.kernels.row_update import FACTORS
 from ...models.optimisers import AdamW, Only, Optimiser, RowSet
 from ...streams import InputError
 from ..learner import State
@@ -35,8 +36,6 @@ from .parts import Active, Rows
 if TYPE_CHECKING:
     from .gradient import GradientLearner
 
-FACTORS = 16
-"""With AdamW, weight gradients of at most so many examples are formed row by row within the update (measured)."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

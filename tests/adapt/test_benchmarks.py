@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 from driftway.adapt import benchmarks
-from driftway.adapt.benchmarks import loop
+from driftway.adapt.benchmarks import loop, row_sparse
 from driftway.adapt.listing import show_bench
 from driftway.streams import InputError
 
@@ -31,6 +31,18 @@ def test_the_loop_is_measured_beside_its_peers(
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
     show_bench(rows)
     assert "river's objects" in capsys.readouterr().out
+
+
+def test_row_sparse_steps_have_two_peers_and_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LAYERS": ((32, 16),), "BATCHES": (4, 20), "RATIOS": (0.3,), "ROUNDS": 2}.items():
+        monkeypatch.setattr(row_sparse, name, value)
+    monkeypatch.setattr(row_sparse, "ROUND_SECONDS", 0.0)
+    rows = benchmarks.measure("row-sparse")
+    assert len({(row["case"], row["peer_name"]) for row in rows}) == len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert row.keys() == KEYS
+        assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
+        assert isinstance(row["floor"], float)
 
 
 def test_an_unknown_benchmark_is_refused() -> None:
