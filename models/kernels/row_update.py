@@ -23,8 +23,8 @@ from ..compiled import compiled, inner
 
 Path = Literal["torch", "compiled"]
 FACTORS = 8
-"""Examples up to which two factors are faster in AdamW than their product: by 1.15 to 1.2 at 8 examples and 30 to 50 % of
-the rows of 4096x1024 and 768x3072 (even at 5 %); even at 16 examples, slower from 32 on."""
+"""Examples up to which two factors are faster in AdamW than their product: by 1.15 to 1.2 at 8 examples and 30 to 50 %
+of the rows of 4096x1024 and 768x3072 (even at 5 %); even at 16 examples, slower from 32 on."""
 
 
 def path_for(path: Path | None, *tensors: Tensor) -> Path:
