@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from ..streams import InputError
 from . import figures as show
 from . import plots
+from .continual_plots import mean_plot
+from .gaps import aligned, mean_accuracy
 from .plots import Curve, Marks, Plot
 from .run_data import RunData
 
@@ -38,6 +40,14 @@ REGRESSION = (
     Column("MAE", ("mae",), show.number, -1),
     Column("window", ("mae_window",), show.number, -1),
     Column("RMSE", ("rmse",), show.number, -1),
+)
+CONTINUAL = (
+    Column("ACC", ("continual", "acc"), show.hundredths, 1),
+    Column("min-ACC", ("continual", "min_acc"), show.hundredths, 1),
+    Column("WC-ACC", ("continual", "wc_acc"), show.hundredths, 1),
+    Column("forgetting", ("continual", "forgetting"), show.hundredths, -1),
+    Column("gap depth", ("continual", "gap_depth"), show.hundredths, -1),
+    Column("prequential", ("accuracy",), show.hundredths, 1),
 )
 COST = (
     Column("rows/s", ("examples_per_second",), show.rate, 1),
@@ -71,25 +81,49 @@ def by_learner(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
     return groups
 
 
+def lead(summaries: list[dict[str, Any]]) -> tuple[tuple[str, ...], show.Measure]:
+    """What the learners are ordered by, a path into a summary: ACC where experiences were evaluated, else the score."""
+    if any(look_up(s, ("continual", "acc")) is not None for s in summaries):
+        return ("continual", "acc"), show.ACCURACY
+    measure = show.measure_of(summaries[0])
+    return (measure.key,), measure
+
+
+def means(summaries: list[dict[str, Any]], key: tuple[str, ...]) -> dict[str, float]:
+    """A figure of every learner that has it, mean over seeds."""
+    found = {}
+    for name, members in by_learner(summaries).items():
+        values = [v for i in members if (v := look_up(summaries[i], key)) is not None]
+        if values:
+            found[name] = float(np.mean(values))
+    return found
+
+
 def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean ± sd over seeds for every learner, then the baselines.
 
-    ``columns``: names, of which the last ``costs`` tell what it cost. ``rows``: learner, number of seeds and cells
-    ``(text, is the best)``, best score first. ``baselines``: name and text. A column without any value is left out.
+    ``columns``: names, of which the last ``costs`` tell what it cost. ``rows``: learner, number of seeds, cells
+    ``(text, is the best)`` and, where experiences were evaluated, the ``range`` from WC-ACC to ACC; best score first.
+    ``baselines``: name and text, of the column with the number ``baseline_at``. A column without any value is left out.
+    Where experiences were evaluated all scores are per cent and say no unit.
     """
     measure = show.measure_of(summaries[0])
-    scores = REGRESSION if measure is show.MAE else CLASSIFICATION
+    first_key, judged = lead(summaries)
+    continual = first_key[0] == "continual"
+    scores = CONTINUAL if continual else REGRESSION if measure is show.MAE else CLASSIFICATION
     columns = [c for c in scores + COST if any(look_up(s, c.key) is not None for s in summaries)]
     rows: list[dict[str, Any]] = []
     for name, members in by_learner(summaries).items():
         found = [[v for i in members if (v := look_up(summaries[i], c.key)) is not None] for c in columns]
         rows.append({"name": name, "seeds": len(members), "found": found})
-    first = next((i for i, c in enumerate(columns) if c.key == (measure.key,)), None)
+    first = next((i for i, c in enumerate(columns) if c.key == first_key), None)
     if first is not None:
-        sign = 1 if measure.higher_is_better else -1
+        sign = 1 if judged.higher_is_better else -1
         rows.sort(key=lambda r: -sign * float(np.mean(r["found"][first])) if r["found"][first] else np.inf)
     best = [_best([r["found"][j] for r in rows], c) for j, c in enumerate(columns)]
+    low, high = (means(summaries, ("continual", key)) for key in ("wc_acc", "acc"))
     for row in rows:
+        row["range"] = (low[row["name"]], high[row["name"]]) if row["name"] in low else None
         cells = [show.spread(v, c.show) for v, c in zip(row["found"], columns, strict=True)]
         row["cells"] = [(text, text == top) for text, top in zip(cells, best, strict=True)]
     costs = sum(c in COST for c in columns)
@@ -97,7 +131,9 @@ def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         "columns": [c.name for c in columns],
         "costs": costs,
         "rows": rows,
-        "baselines": _baselines(summaries, measure),
+        "continual": continual,
+        "baseline_at": next((i for i, c in enumerate(columns) if c.key == (measure.key,)), 0),
+        "baselines": _baselines(summaries, measure, show.hundredths if continual else measure.show),
     }
 
 
@@ -109,40 +145,50 @@ def _best(found: list[list[float]], column: Column) -> str | None:
     return show.spread(max(known, key=lambda v: column.best * float(np.mean(v))), column.show)
 
 
-def _baselines(summaries: list[dict[str, Any]], measure: show.Measure) -> list[dict[str, Any]]:
+def _baselines(summaries: list[dict[str, Any]], measure: show.Measure, form: Any) -> list[dict[str, Any]]:
     rows = []
     for key in ("no_change", "majority"):
         name = show.baseline_name(key, measure)
         values = [v for s in summaries if (v := look_up(s, ("baseline", key))) is not None]
         if values:
             same = values[:1] if len(set(values)) == 1 else values
-            rows.append({"name": name, "mean": float(np.mean(values)), "text": show.spread(same, measure.show)})
+            rows.append({"name": name, "mean": float(np.mean(values)), "text": show.spread(same, form)})
     return rows
 
 
 def verdict(summaries: list[dict[str, Any]]) -> tuple[str, str]:
     """Who leads and by how much: ("good" | "bad" | "plain", one or two sentences)."""
-    measure = show.measure_of(summaries[0])
-    groups = by_learner(summaries)
-    means = {}
-    for name, members in groups.items():
-        values = [v for i in members if (v := look_up(summaries[i], (measure.key,))) is not None]
-        if values:
-            means[name] = float(np.mean(values))
-    if not means:
+    key, measure = lead(summaries)
+    found = means(summaries, key)
+    if not found:
         return "plain", "No row with a label was seen, so nothing was measured."
-    order = sorted(means, key=lambda n: measure.gain(0.0, means[n]))
+    order = sorted(found, key=lambda n: measure.gain(0.0, found[n]))
     top = order[0]
-    words = f"{top} leads with {measure.show(means[top])}"
+    continual = key[0] == "continual"
+    words = f"{top} leads with {'ACC ' * continual}{measure.show(found[top])}"
     if len(order) > 1:
-        words += f", {measure.show_gain(means[top], means[order[1]])} ahead of {order[1]}"
-    rivals = _baselines(summaries, measure)
-    ahead = [r["name"] for r in rivals if measure.gain(r["mean"], means[top]) >= 0]
+        words += f", {measure.show_gain(found[top], found[order[1]])} ahead of {order[1]}"
+    if continual:
+        return "plain", f"{words}.{_at_the_worst(summaries, top)}"
+    rivals = _baselines(summaries, measure, measure.show)
+    ahead = [r["name"] for r in rivals if measure.gain(r["mean"], found[top]) >= 0]
     if ahead:
         return "bad", f"{words}. It does not beat {' or '.join(ahead)}."
     itself = {"no-change", "majority"}
-    behind = [n for n in order if n not in itself and any(measure.gain(r["mean"], means[n]) >= 0 for r in rivals)]
+    behind = [n for n in order if n not in itself and any(measure.gain(r["mean"], found[n]) >= 0 for r in rivals)]
     return "good", f"{words}." + (f" No better than a baseline: {', '.join(behind)}." if behind else "")
+
+
+def _at_the_worst(summaries: list[dict[str, Any]], top: str) -> str:
+    """Who holds up best at the worst moments, which the figure at the end does not tell."""
+    worst = means(summaries, ("continual", "wc_acc"))
+    if len(worst) < 2 or top not in worst:
+        return f" At its worst moments it stood at WC-ACC {show.percent(worst[top])}." if top in worst else ""
+    firmest = max(worst, key=lambda n: worst[n])
+    if firmest == top:
+        return f" It also holds up best at the worst moments: WC-ACC {show.percent(worst[top])}."
+    held, fell = show.percent(worst[firmest]), show.percent(worst[top])
+    return f" At the worst moments {firmest} holds up best: WC-ACC {held}, {top} {fell}."
 
 
 def compared(runs: list[RunData]) -> dict[str, Any]:
@@ -165,6 +211,9 @@ def compared(runs: list[RunData]) -> dict[str, Any]:
         "table": rows,
         "colours": colours,
         "measure": show.measure_of(summaries[0]),
+        "judged": "ACC" if rows["continual"] else show.measure_of(summaries[0]).name,
+        "higher": lead(summaries)[1].higher_is_better,
+        "continual": _overlaid_means(runs, groups, colours),
         "scores": _overlay(runs, groups, colours),
         "trade": _trade(summaries, groups, colours),
         "unfinished": [_label(r) for r in runs if r.summary.get("status") not in ("done", None)],
@@ -227,6 +276,21 @@ def _overlay(runs: list[RunData], groups: dict[str, list[int]], colours: dict[st
     return Plot(drawn.svg, drawn.legend[:lines][::-1] + drawn.legend[lines:])
 
 
+def _overlaid_means(runs: list[RunData], groups: dict[str, list[int]], colours: dict[str, str]) -> Plot | None:
+    """ACC of every learner at every evaluation, mean ± sd over seeds, switch on switch."""
+    known = {i: run.evaluations for i, run in enumerate(runs) if run.evaluations and len(run.evaluations.update) > 1}
+    if not known:
+        return None
+    like = max(known.values(), key=lambda curve: int(curve.update[-1]))
+    curves = []
+    for name in reversed(colours):
+        members = [known[i] for i in groups[name] if i in known]
+        if members:
+            x, mean, sd = mean_curve([(aligned(curve, like), mean_accuracy(curve)) for curve in members])
+            curves.append(Curve(name, x, mean, colours[name], width=1.8, sd=sd if len(members) > 1 else None))
+    return mean_plot(curves, like, prefix="acc")
+
+
 def _one(run: RunData, column: str) -> tuple[Array, Array]:
     """One column as a curve without the records in which it is unknown."""
     x, y = run.curve(column)
@@ -236,10 +300,10 @@ def _one(run: RunData, column: str) -> tuple[Array, Array]:
 
 def _trade(summaries: list[dict[str, Any]], groups: dict[str, list[int]], colours: dict[str, str]) -> Plot | None:
     """Speed against score, one point per learner."""
-    measure, points, legend = show.measure_of(summaries[0]), [], []
+    (key, measure), points, legend = lead(summaries), [], []
     for name, colour in colours.items():
         speeds = [v for i in groups[name] if (v := look_up(summaries[i], ("examples_per_second",)))]
-        scores = [v for i in groups[name] if (v := look_up(summaries[i], (measure.key,))) is not None]
+        scores = [v for i in groups[name] if (v := look_up(summaries[i], key)) is not None]
         if speeds and scores:
             mean, sd = show.mean_sd(scores)
             points.append((colour, float(np.mean(speeds)), mean, sd))

@@ -49,7 +49,7 @@ def gap_plot(curve: Curve, *, prefix: str) -> Plot:
     """Accuracy of each experience from its start on, their mean, and the deepest drop after each switch."""
     seen, accuracy = int(curve.experience[-1]) + 1, curve.accuracy
     costs, colours, right = switches(curve), ramp(int(curve.experience[-1]) + 1), float(curve.update[-1])
-    figure, axes = plots.new_axes(4.6, top=0.42, right=BESIDE)
+    figure, axes = plots.new_axes(4.6 if seen <= MOST_NAMES else 5.6, top=0.42, right=BESIDE)
     axes.set_xlim(0, right)
     axes.set_ylim(0, 1.01)
     plots.tidy(axes, percent=True)
@@ -151,6 +151,24 @@ def apart(heights: Sequence[float], step: float, top: float) -> list[float]:
     for i in reversed(range(len(moved))):
         moved[i] = min(moved[i], top if i + 1 == len(moved) else moved[i + 1] - step)
     return moved
+
+
+def mean_plot(learners: Sequence[plots.Curve], like: Curve, *, prefix: str) -> Plot:
+    """ACC of several learners over the updates of one of their runs, whose experiences the strip above shows."""
+    figure, axes = plots.new_axes(4.2, top=0.42)
+    for learner in learners:
+        plots.draw(axes, learner)
+    low, high = plots.limits(learners, percent=True)
+    right = float(like.update[-1])
+    axes.set_ylim(max(low, 0.0), min(high, 1.01))
+    axes.set_xlim(0, right)
+    plots.tidy(axes, percent=True)
+    edges = [0.0, *like.update[like.switches].astype(float).tolist(), right]
+    for edge in edges[1:-1]:
+        axes.axvline(edge, color=plots.DRIFT, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+    _strip(axes, edges, [plots.MAJORITY] * (len(edges) - 1))
+    marks = [(plots.DRIFT, "drift", "switch")] if len(edges) > 2 else []
+    return Plot(plots.to_svg(figure, prefix), [*((c.colour, c.style, c.name) for c in learners[::-1]), *marks])
 
 
 def heat_plot(curve: Curve, *, prefix: str, ends_only: bool = False) -> Plot:

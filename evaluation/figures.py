@@ -60,6 +60,15 @@ def percent(value: Any, digits: int = 1, *, like: float | None = None) -> str:  
     return f"{100 * value:.{digits}f} %" if is_number(value) else DASH
 
 
+def hundredths(value: Any, *, like: float | None = None) -> str:
+    """A fraction in per cent without its unit, for tables that say it once.
+
+    >>> hundredths(0.98765)
+    '98.8'
+    """
+    return percent(value, like=like).removesuffix(" %")
+
+
 def points(value: Any, *, like: float | None = None) -> str:  # noqa: ARG001 - one unit for all
     """A difference of two shares in points, hundredths of the whole.
 

@@ -117,8 +117,8 @@ def line_plot(
     marks = marks or Marks()
     figure, axes = new_axes(height)
     for curve in curves:
-        _draw(axes, curve)
-    low, high = _limits(curves, percent)
+        draw(axes, curve)
+    low, high = limits(curves, percent)
     note = f"What lies below {bottom:g} is not drawn." if bottom is not None and low < bottom else ""
     axes.set_ylim(low if bottom is None else bottom, high)
     right = max((float(c.x[-1]) for c in curves if len(c.x)), default=1.0)
@@ -128,7 +128,8 @@ def line_plot(
     return Plot(to_svg(figure, prefix), legend, note)
 
 
-def _draw(axes: Any, curve: Curve) -> None:
+def draw(axes: Any, curve: Curve) -> None:
+    """One curve, thinned, with its band."""
     shown = thin(curve.y)
     x, y = curve.x[shown], curve.y[shown]
     axes.plot(x, y, color=curve.colour, linewidth=curve.width, linestyle=DASHES[curve.style], zorder=3)
@@ -218,7 +219,7 @@ def new_axes(height: float, *, top: float = 0.3, right: float = 0.19) -> tuple[A
         return figure, figure.add_axes((0.062, 0.32 / height, 0.938 - right / WIDTH, 1 - (0.32 + top) / height))
 
 
-def _limits(curves: Iterable[Curve], percent: bool) -> tuple[float, float]:
+def limits(curves: Iterable[Curve], percent: bool) -> tuple[float, float]:
     """A y range that shows every curve, bands included, with a little air."""
     low, high = np.inf, -np.inf
     for curve in curves:

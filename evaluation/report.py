@@ -83,7 +83,7 @@ def _page(template: str, **facts: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {name: getattr(show, name) for name in ("percent", "number", "rate", "duration", "count")}
+    pages.filters |= {name: getattr(show, name) for name in ("percent", "hundredths", "number", "rate", "duration", "count")}
     pages.filters["drawing"] = Markup  # our own SVG, in which no word of a user occurs
     return pages.get_template(template).render(**facts) + "\n"
 
