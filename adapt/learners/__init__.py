@@ -58,6 +58,10 @@ _EWC = "Kirkpatrick et al.: Overcoming catastrophic forgetting. PNAS 114(13), 20
 _MIGU = "Du et al.: Unlocking continual learning abilities in language models. Findings of EMNLP 2024, arXiv 2406.17245"
 _LWF = "Li, Hoiem: Learning without forgetting. ECCV 2016"
 _ADAB2N = "Lyu et al.: Overcoming recency bias of normalization statistics in continual learning. NeurIPS 2023"
+_SPARCL = "Wang et al.: SparCL: sparse continual learning on the edge. NeurIPS 2022"
+_SNIP = "Lee, Ajanthan, Torr: SNIP: single-shot network pruning. ICLR 2019"
+_SET = "Mocanu et al.: Scalable training of artificial neural networks. Nature Communications 9, 2018"
+_RIGL = "Evci et al.: Rigging the lottery: making all tickets winners. ICML 2020"
 _ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
@@ -83,6 +87,12 @@ LEARNERS: dict[str, Entry] = {
     "lwf": _part("regularisers:LwF", "the network of the last boundary teaches the present one", _LWF),
     "adab2n": _part("adab2n:AdaB2N", "batch norms whose statistics balance old and new rows", _ADAB2N),
     "migu": _part("migu:MIGU", "only the rows of a layer whose outputs are large are updated", _MIGU),
+    "sparcl": _part("sparcl:SparCL", "masks of weights, rows and gradients that follow what each task needs", _SPARCL),
+    "random-mask": _part("sparse_controls:RandomMask", "a fixed random mask: the control of sparcl"),
+    "magnitude-mask": _part("sparse_controls:MagnitudeMask", "a fixed mask of the largest initial weights"),
+    "snip": _part("sparse_controls:SNIP", "a fixed mask chosen by the first rows' gradient", _SNIP),
+    "set": _part("sparse_controls:SET", "the smallest weights leave, others are drawn", _SET),
+    "rigl": _part("sparse_controls:RigL", "the smallest weights leave, those of the largest gradient come", _RIGL),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 
