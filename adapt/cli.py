@@ -121,13 +121,16 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="updates between evaluations of all experiences seen (default auto: at their ends; 0: none)",
     )
+    parser.add_argument(
+        "--evaluate-worker", action="store_const", const=True, default=unset, help="evaluate in a process of its own"
+    )
     parser.add_argument("--device", default=unset, metavar="cpu|cuda", help="default cpu")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write records, summary, report and checkpoints here")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, and nothing else on stdout")
 
 
-FLAGS = ("learner", "label", "batch", "delay", "limit", "seed", "evaluate_every", "device")
+FLAGS = ("learner", "label", "batch", "delay", "limit", "seed", "evaluate_every", "evaluate_worker", "device")
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -197,10 +200,16 @@ def _start(config: RunConfig, out: Path | None, *, resume: bool) -> Run:
 
 def _watch(run: Run, bar: LiveBar, name: str) -> None:
     """Step through a run under a live bar on stderr."""
-    for note in run.notes:
-        print(f"driftway: {note}", file=sys.stderr)
+    told = _tell(run.notes)
     for record in run.steps():
         bar.update(record, name)
+    _tell(run.notes[told:])
+
+
+def _tell(notes: Sequence[str]) -> int:
+    for note in notes:
+        print(f"driftway: {note}", file=sys.stderr)
+    return len(notes)
 
 
 def _show(summary: dict[str, Any], options: argparse.Namespace, curve: Sequence[Any] = ()) -> None:

@@ -42,6 +42,7 @@ class RunConfig:
         "auto", "updates between two evaluations of all experiences seen; auto: at their ends only; 0: none"
     )
     evaluate_rows: int | None = option(None, "held-out rows of each experience to evaluate on (none: all of them)")
+    evaluate_worker: bool = option(False, "evaluate in a process of its own; what falls due while it is busy is missed")
     wp_reference: bool = option(False, "window plasticity as the authors' code has it, not as it is defined")
     device: str = option("cpu", "cpu or cuda")
     every: int = option(100, "rows between two records")

@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +20,8 @@ from ..evaluation.prequential import Prequential
 from ..streams import Batch, Event, InputError, Labels, StreamSpec
 from .checkpoint import Checkpointer
 from .config import RunConfig, difference, make_stream, resolve, to_toml
+from .evaluated_apart import Apart
+from .evaluation_worker import Recipe, cannot
 from .folder import (
     CHECKPOINT,
     CONFIG,
@@ -64,6 +66,7 @@ class Run:
         self.warm_up_seconds = _warm_up(config, self.stream.spec, foreign=can_checkpoint(self.learner) is not None)
         self.evaluator = Prequential(self.stream.spec, window=config.window, fading=config.fading)
         self.continual = make_continual(config, self.stream.spec)
+        _check_worker(config, self.continual, self.learner)
         self.loop = self._make_loop()
         self._writer = self._open_folder(resume, command) if out is not None else None
         self._first_step = self.loop.step
@@ -110,17 +113,34 @@ class Run:
 
     def steps(self) -> Iterator[Record]:
         """Run to the end of the stream, or until ``stop``; every record is handed out after it was written."""
-        started = perf_counter()
-        for record in self.loop.steps(self.stream):
+        with ExitStack() as ends:
             if self._writer is not None:
-                self._writer.write(record, self.loop)
+                ends.callback(self._writer.close)
+            ends.enter_context(self._worker())
+            started = perf_counter()
+            for record in self.loop.steps(self.stream):
+                if self._writer is not None:
+                    self._writer.write(record, self.loop)
+                self._elapsed = perf_counter() - started
+                yield record
             self._elapsed = perf_counter() - started
-            yield record
-        self._elapsed = perf_counter() - started
         self.status = "done" if self.loop.ended else "interrupted"
-        if self._writer is not None and self.out is not None:
-            self._writer.close()
+        if self.out is not None:
             write_whole(self.out / SUMMARY, to_json(self.summary()))
+
+    @contextmanager
+    def _worker(self) -> Iterator[None]:
+        """While inside, evaluation has its worker, if it is to have one."""
+        if not isinstance(self.continual, Apart):
+            yield
+            return
+        config = self.config
+        recipe = Recipe(config.learner, self.stream.spec, config.seed, config.learner_params)
+        try:
+            with self.continual.working(recipe, self.learner):
+                yield
+        finally:
+            self.notes += self.continual.notes
 
     def stop(self) -> None:
         """Finish the event at hand, save, and end. Safe in a signal handler, any number of times."""
@@ -211,13 +231,23 @@ def make_continual(config: RunConfig, spec: StreamSpec) -> Continual | None:
         return None
     if not spec.experiences:
         raise InputError(f"evaluate-every: stream {spec.name} has no held-out rows to evaluate on")
-    return Continual(
+    kind = Apart if config.evaluate_worker else Continual
+    return kind(
         spec.experiences,
         None if every == "auto" else every,
         spec.notes.get("scenario", "class"),
         wp_reference=config.wp_reference,
         rows=config.evaluate_rows,
     )
+
+
+def _check_worker(config: RunConfig, continual: Continual | None, learner: Learner) -> None:
+    """``InputError`` where a worker is asked for that has nothing to do, or cannot do it."""
+    if not config.evaluate_worker:
+        return
+    reason = cannot(learner) if continual is not None else "there is nothing to evaluate"
+    if reason is not None:
+        raise InputError(f"evaluate-worker: {config.learner} on {config.stream}: {reason}")
 
 
 @dataclass

@@ -50,7 +50,8 @@ class Answers:
         if scenario not in SCENARIOS:
             raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, not {scenario!r}")
         self.sizes = tuple(len(e.y) for e in experiences)
-        self._experiences = tuple(experiences)
+        self.experiences = tuple(experiences)
+        self.scenario = scenario
         self._own = [np.array(sorted(e.classes)) for e in experiences] if scenario == "task" else None
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._x = np.empty((int(self._starts[-1]), *np.shape(experiences[0].x)[1:]), np.float32)
@@ -63,7 +64,7 @@ class Answers:
     def rows(self, seen: int) -> Array:
         """float32[n, d]: the rows of the first ``seen`` experiences."""
         for i in range(self._filled, seen):
-            self._x[self._starts[i] : self._starts[i + 1]] = self._experiences[i].x
+            self._x[self._starts[i] : self._starts[i + 1]] = self.experiences[i].x
         self._filled = max(self._filled, seen)
         return self._x[: self._starts[seen]]
 

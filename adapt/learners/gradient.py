@@ -163,7 +163,9 @@ class GradientLearner(Learner):
     def version(self) -> int:
         return self.updates
 
-    def predicting(self) -> list[Array]:
+    def predicting(self) -> list[Array] | None:
+        if not self.inputs.fixed:
+            return None  # answers depend on the running scale of the columns as well
         return [t.detach().numpy(force=True) for t in self.net.state_dict(keep_vars=True).values()]
 
     # --- learning -----------------------------------------------------------------------------------------------
