@@ -27,7 +27,7 @@ _HOMES = {
     "models.networks": "Network",
     "adapt.guard": "Guard Rollback",
     "adapt.checkpoint": "Checkpointer",
-    "adapt.avalanche_bridge": "from_avalanche to_avalanche continual_plugin",
+    "adapt.avalanche_bridge": "import_avalanche from_avalanche to_avalanche continual_plugin",
     "evaluation": "metrics",
     "evaluation.prequential": "Prequential",
 }

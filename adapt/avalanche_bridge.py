@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def import_avalanche() -> None:
-    """Make sure that Avalanche can be imported; ``InputError`` in one line where it is not installed.
+    """Import Avalanche; ``InputError`` in one line where it is not installed.
 
-    It needs torchvision, which ``models/vision.py`` knows how to import. What its own dependencies have to say about
+    A program that uses Avalanche beside us calls this first: it needs torchvision, which cannot be imported beside
+    every build of torch (``models/vision.py`` knows how). What its own dependencies have to say about
     one another at that moment (one calls itself unmaintained) is no concern of a run and is kept quiet.
     """
     from ..models.vision import import_torchvision

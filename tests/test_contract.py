@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import driftway as dw
@@ -69,6 +70,7 @@ CASES = [
     _network("adab2n", model="mlp-norm:8", ids="classes", ada_from=0, weight_decay=0.01),
     _network("migu", migu_select="random", optimizer="adamw", lr=0.01),
     _network("er+migu", memory=20, migu_mode="lazy", momentum=0.9, migu_layers="*", migu_bias=True),
+    Case("avalanche:Replay", {"model": "mlp:8", "mem_size": 20}, saves=False, exact=False, scale=6),
     Case("river:tree.HoeffdingTreeClassifier", saves=False),
     Case("river:tree.HoeffdingTreeRegressor", {"leaf_prediction": "mean"}, saves=False),
 ]
@@ -112,10 +114,16 @@ def suits(case: Case, kind: str) -> bool:
     return kind != "regression" or "regression" in learner_class(case.name).targets
 
 
+def missing(case: Case) -> list[pytest.MarkDecorator]:
+    """Skips what needs an extra that is not installed."""
+    absent = case.name.startswith("avalanche:") and find_spec("avalanche") is None
+    return [pytest.mark.skip("needs the extra avalanche")] if absent else []
+
+
 def grid(saved_only: bool = False) -> list[Any]:
     """Every learner on every stream that it can do."""
     return [
-        pytest.param(case, kind, id=f"{case}-{kind}")
+        pytest.param(case, kind, id=f"{case}-{kind}", marks=missing(case))
         for case in CASES
         for kind in SPECS
         if suits(case, kind) and (case.saves or not saved_only)

@@ -51,9 +51,12 @@ STRATEGIES: dict[str, dict[str, tuple[Any, Any]]] = {
         "decay_factor": (float | None, None),
     },
     "MAS": {"lambda_reg": (float, 1.0), "alpha": (float, 0.5)},
-    "SynapticIntelligence": {"si_lambda": (float, REQUIRED)},
 }
-"""Those that need of an experience, before it is over, only rows that have come: name -> parameter -> type, default."""
+"""Those that need of an experience, before it is over, only rows that have come: name -> parameter -> type, default.
+
+SynapticIntelligence would be one, but in 0.6 it does nothing on a processor: what it keeps of the weights to see how
+they move are views, which move along, so every importance is 0.
+"""
 
 Build = Callable[[nn.Module, int], Any]
 
@@ -96,8 +99,9 @@ class AvalancheStrategy(Learner):
             raise InputError(f"learner 'avalanche': expected avalanche:Strategy; there are {', '.join(STRATEGIES)}")
         import_avalanche()
         self._ours = GradientLearner(spec, GradientLearner.Params(model=p.model, norm=p.norm, lr=p.lr), seed)
+        self.net = self._ours.net
         self._build = self._named if build is None else build
-        self._strategy: Any = None
+        self.strategy: Any = None  # made when the first batch tells its size
         self._rows: list[tuple[Tensor, Tensor]] = []
         self._experience = self._updates = 0
         self._random = (torch.Generator().manual_seed(seed).get_state(), random.Random(seed).getstate())
@@ -158,11 +162,11 @@ class AvalancheStrategy(Learner):
         y = torch.from_numpy(np.ascontiguousarray(batch.y, np.int64))
         with self._its_own_draws():
             self._grow(int(y.max()) + 1)
-            if self._strategy is None:
-                self._strategy = self._build(ours.net, len(y))
+            if self.strategy is None:
+                self.strategy = self._build(self.net, len(y))
             if not self._rows:
                 self._begin(x, y)
-            self._strategy.train_mb_size = max(self._strategy.train_mb_size, len(y))
+            self.strategy.train_mb_size = max(self.strategy.train_mb_size, len(y))
             for _ in range(self.params.passes):
                 self._iterate(x, y)
         self._rows.append((x, y))
@@ -172,7 +176,7 @@ class AvalancheStrategy(Learner):
         """What ``strategy.train`` does before the first iteration on an experience."""
         from avalanche.benchmarks import DatasetExperience
 
-        strategy = self._strategy
+        strategy = self.strategy
         strategy.is_training = True
         strategy.model.train()
         strategy._eval_streams = []
@@ -185,7 +189,7 @@ class AvalancheStrategy(Learner):
         """One training iteration on these rows, with what the strategy puts beside them."""
         from avalanche.training.plugins import ReplayPlugin
 
-        strategy = self._strategy
+        strategy = self.strategy
         strategy.dataloader = [[x, y, torch.zeros_like(y)]]
         for plugin in strategy.plugins:
             if isinstance(plugin, ReplayPlugin):  # it makes the loader, with rows of its memory
@@ -199,7 +203,7 @@ class AvalancheStrategy(Learner):
         """What ``strategy.train`` does after the last iteration on an experience."""
         from avalanche.benchmarks import DatasetExperience
 
-        strategy = self._strategy
+        strategy = self.strategy
         if self._rows:
             x, y = (torch.cat(parts) for parts in zip(*self._rows))
             strategy.experience = DatasetExperience(dataset=dataset_of(x, y), current_experience=self._experience)
@@ -215,12 +219,11 @@ class AvalancheStrategy(Learner):
         self._ours.boundary(event)
 
     def _grow(self, classes: int) -> None:
-        net = self._ours.net
-        if classes > net.head.out_features:
-            grow_head(net, classes, self.seed)
+        if classes > self.net.head.out_features:
+            grow_head(self.net, classes, self.seed)
             self._ours.rebuilt()
-            if self._strategy is not None:
-                self._strategy.make_optimizer()
+            if self.strategy is not None:
+                self.strategy.make_optimizer()
 
     @contextmanager
     def _its_own_draws(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from typing import Any
 
 import driftway as dw
@@ -13,7 +14,7 @@ from driftway.adapt.state import digest
 
 SPEC = dw.StreamSpec("s", (dw.Column("a"), dw.Column("b", ("p", "q"))), classes=("n", "y"))
 NUMBERS = dw.StreamSpec("r", SPEC.columns, target="regression")
-EXAMPLE = {"river": "river:tree.HoeffdingTreeClassifier", "frozen": "frozen:majority"}
+EXAMPLE = {"river": "river:tree.HoeffdingTreeClassifier", "avalanche": "avalanche:Naive", "frozen": "frozen:majority"}
 WITH = {"adab2n": {"model": "mlp-norm"}}
 
 
@@ -23,6 +24,8 @@ def test_every_entry_names_a_learner_with_parameters_that_have_defaults(name: st
     assert issubclass(entry.load(), dw.Learner)
     assert entry.load().__doc__
     assert len(entry.summary) < 100
+    if name == "avalanche" and find_spec("avalanche") is None:
+        pytest.skip("needs the extra avalanche")
     full = EXAMPLE.get(name, name)
     settings = WITH.get(name, {})
     assert asdict(make_learner(full, SPEC, **settings).params) == asdict(learner_params(full)(**settings))
