@@ -127,7 +127,7 @@ def _facts(run: RunData, found: dict[str, Any]) -> list[str]:
         rows = show.count(most, "row") if least == most else f"{least:,} to {most:,} rows"
         subset = ", a fixed part of them" if show.is_number(run.config.get("evaluate_rows")) else ""
         facts.append(f"Each experience is judged by {rows} that were never learnt{subset}.")
-        facts += _left_out(curve, every)
+        facts += _left_out(curve, found.get("missed"))
     scenario = (run.config.get("stream_params") or {}).get("scenario")
     if scenario in SCENARIOS:
         facts.append(f"Scenario “{scenario}-incremental”: {SCENARIOS[scenario]}.")
@@ -136,19 +136,14 @@ def _facts(run: RunData, found: dict[str, Any]) -> list[str]:
     return facts
 
 
-def _left_out(curve: Curve, every: Any) -> list[str]:
-    """Which of the evaluations that were due were left out, where a worker could not keep up."""
-    if not show.is_number(every):
+def _left_out(curve: Curve, missed: Any) -> list[str]:
+    """What a worker that could not keep up passed over."""
+    if not show.is_number(missed) or not missed:
         return []
-    done = np.unique(curve.update)
-    due = int(curve.update[-1]) // int(every)
-    kept = int((done <= due * every).sum()) if every == 1 else int((done % every == 0).sum())
-    if kept >= due:
-        return []
-    longest = int(np.diff(done, prepend=0).max())
+    longest = int(np.diff(np.unique(curve.update), prepend=0).max())
     return [
-        f"Evaluation could not keep up and left some out: {kept:,} were made of {due:,} that were due, the longest "
-        f"stretch without one is {show.count(longest, 'update')}. continual.csv says which updates were evaluated."
+        f"{show.count(missed, 'evaluation')} fell due while the evaluation worker was busy and were missed, at most "
+        f"{longest - 1:,} in a row; continual.csv says which updates were evaluated."
     ]
 
 

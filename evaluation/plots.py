@@ -108,11 +108,12 @@ def line_plot(
     marks: Marks | None = None,
     height: float = 3.0,
     bottom: float | None = None,
+    top: float | None = None,
 ) -> Plot:
     """Curves over steps, with known drifts, alarms, rollbacks and forget requests where there are any.
 
     percent: y holds fractions and the axis shows per cent. prefix: makes the ids of this drawing unique in its page.
-    height: in inches at a width of 9.6. bottom: where the y axis starts, if not below the lowest value.
+    height: in inches at a width of 9.6. bottom, top: where the y axis starts and ends, if not around all values.
     """
     marks = marks or Marks()
     figure, axes = new_axes(height)
@@ -120,7 +121,7 @@ def line_plot(
         draw(axes, curve)
     low, high = limits(curves, percent)
     note = f"What lies below {bottom:g} is not drawn." if bottom is not None and low < bottom else ""
-    axes.set_ylim(low if bottom is None else bottom, high)
+    axes.set_ylim(low if bottom is None else bottom, high if top is None else top)
     right = max((float(c.x[-1]) for c in curves if len(c.x)), default=1.0)
     axes.set_xlim(0, right)
     tidy(axes, percent=percent)
@@ -252,7 +253,7 @@ def tidy(axes: Any, *, percent: bool, grid: str = "y") -> None:
 
 def _short(value: float) -> str:
     """A number that fits beside a tick: 0.2, 45k, 1.5M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
@@ -275,7 +276,7 @@ def to_svg(figure: Any, prefix: str) -> str:
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r" font-family: [^;]*;", "", svg).replace("xlink:href", "href")
     svg = re.sub(r'href="data:[^"]*"', lambda raster: re.sub(r"\s", "", raster[0]), svg)
-    svg = re.sub(r'(transform="matrix[^"]*")|(\d\.\d\d)\d+', lambda m: m[1] or m[2], svg)
+    svg = re.sub(r'(>[^<]+<|transform="matrix[^"]*")|(\d\.\d\d)\d+', lambda m: m[1] or m[2], svg)
     svg = re.sub(r"\s*\n\s*", " ", svg).replace("> <", "><")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     return svg.replace("<svg ", '<svg role="img" ', 1).strip()

@@ -16,6 +16,7 @@ from .comparison import compared
 from .continual_report import continual_part
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
+from .telemetry_plots import telemetry_plots
 
 __all__ = ["RunData", "baselines", "read_run", "render_comparison", "render_run", "standing", "verdict"]
 
@@ -54,6 +55,7 @@ def render_run(run: RunData) -> str:
         scores_table=_scores_table(run),
         drifts=drift_table(run),
         usage=_usage_plot(run, marks),
+        telemetry=telemetry_plots(run, marks),
         phases=_phases(run),
         speed=_timing_plots(run),
         continual=continual,
@@ -83,7 +85,9 @@ def _page(template: str, **facts: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {name: getattr(show, name) for name in ("percent", "hundredths", "number", "rate", "duration", "count")}
+    pages.filters |= {
+        name: getattr(show, name) for name in ("percent", "hundredths", "number", "rate", "duration", "count")
+    }
     pages.filters["drawing"] = Markup  # our own SVG, in which no word of a user occurs
     return pages.get_template(template).render(**facts) + "\n"
 
