@@ -166,6 +166,8 @@ class GradientLearner(Learner):
     def predicting(self) -> list[Array] | None:
         if not self.inputs.fixed:
             return None  # answers depend on the running scale of the columns as well
+        if any(part.reshapes for part in self.techniques):
+            return None
         return [t.detach().numpy(force=True) for t in self.net.state_dict(keep_vars=True).values()]
 
     # --- learning -----------------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ class Active:
     the optimiser's update, ``after_step``; after all passes ``learnt``. The policy comes after the techniques.
     """
 
+    reshapes: bool = False
+    """Whether parameters of the network change their shapes on the way."""
+
     def loss(self, now: Rows) -> Loss:
         """What is minimised; a policy's part alone."""
         raise TypeError(f"{type(self).__name__} is no policy")

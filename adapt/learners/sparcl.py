@@ -136,6 +136,7 @@ class _SparCL(Active):
             multiple=values.row_multiple,
             share=values.gradient_share,
         )
+        self.reshapes = self.sparse.reshapes
         self.stages = Stages(learner, values.delta, values.delta_updates, task_free=values.task_free)
         self.removal = Removal(values.removal, values.cutoff, values.removal_score, learner.seed)
         self.fresh = Fresh(learner, values.score_rows, self.generator)

@@ -198,6 +198,7 @@ class _Fixed(Active):
         self.learner, self.waiting = learner, at_first_rows
         self.generator = np.random.default_rng([learner.seed, 78])
         self.sparse = SparseNet(learner, self.generator, sparsity, granularity, block=read_block(block))
+        self.reshapes = self.sparse.reshapes
 
     def sizes(self) -> dict[str, Tensor]:
         """Mean |w| of each granule."""
@@ -254,6 +255,7 @@ class _Exchanging(Active):
         self.fixed = _Fixed(learner, sparsity, granularity, block)
         self.sparse, self.sizes, self.become = self.fixed.sparse, self.fixed.sizes, self.fixed.become
         self.stages, self.share, self.by_gradient = stages, share, by_gradient
+        self.reshapes = self.sparse.reshapes
         self.exchanging = 0.0
 
     def choose(self, now: Rows) -> Tensor | None:

@@ -82,6 +82,11 @@ class SparseNet:
         self._loaded = False
         self._cost: StepCost | None = None
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether parameters change their shapes with the masks."""
+        return not isinstance(self.form, Masked)
+
     # --- masks --------------------------------------------------------------------------------------------------
 
     def pool(self, name: str, values: Tensor) -> Tensor:
