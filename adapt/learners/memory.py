@@ -9,6 +9,7 @@ balanced: a full memory drops a random row of the class that has most (the greed
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -41,7 +42,8 @@ class Memory:
         self.size = 0
         self.offered = 0
         self._rng = np.random.default_rng([seed, 77])
-        self._places: list[list[int]] = []
+        self._places: list[deque[int]] = []
+        """Of each class, the places of its rows, the oldest first."""
 
     def insert(self, rows: Rows, logits: Tensor | None = None) -> None:
         """Offer rows, one after the other. logits: float32[B, C] where they are kept."""
@@ -80,10 +82,10 @@ class Memory:
             self.size = min(self.size + 1, self.capacity)
             return place if place < self.capacity else None
         while len(self._places) <= label:
-            self._places.append([])
+            self._places.append(deque())
         mine = self._places[label]
         if self.kind == "ring" and self._full_share(mine):
-            mine.append(mine.pop(0))
+            mine.rotate(-1)
             return mine[-1]
         if self.size < self.capacity:
             place, self.size = self.size, self.size + 1
@@ -91,12 +93,14 @@ class Memory:
             most = max(self._places, key=len)
             if self.kind == "balanced" and most is mine and self._rng.random() > len(mine) / (len(mine) + 1):
                 return None
-            at = 0 if self.kind == "ring" else int(self._rng.integers(len(most)))
-            place = most.pop(at)
+            if self.kind == "balanced":
+                at = int(self._rng.integers(len(most)))
+                most[0], most[at] = most[at], most[0]
+            place = most.popleft()
         mine.append(place)
         return place
 
-    def _full_share(self, mine: list[int]) -> bool:
+    def _full_share(self, mine: deque[int]) -> bool:
         """Whether a class has its share of a full memory."""
         present = sum(1 for places in self._places if places) + (not mine)
         return self.size == self.capacity and len(mine) >= max(1, self.capacity // present)
@@ -127,4 +131,4 @@ class Memory:
         self.logits = state["logits"].clone() if "logits" in state else None
         self.size, self.offered = int(state["size"]), int(state["offered"])
         self._rng.bit_generator.state = state["generator"]
-        self._places = [[int(i) for i in places] for places in state["places"]]
+        self._places = [deque(int(i) for i in places) for places in state["places"]]
