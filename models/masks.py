@@ -154,8 +154,8 @@ class Mask:
         self.moving = self.active.clone()
 
     def count(self, sparsity: float) -> int:
-        """How many granules this sparsity leaves."""
-        keep = keep_count(self.granules.n, sparsity)
+        """How many granules this sparsity leaves, one at least."""
+        keep = max(1, keep_count(self.granules.n, sparsity))
         return min(self.granules.n, -(-keep // self.multiple) * self.multiple)
 
     def keep_best(self, scores: Tensor, sparsity: float) -> None:
@@ -227,7 +227,7 @@ def masks_for(
         cut = {"element": (1, 1), "row": (1, prod(shape[1:])), "block": block}[granularity]
         mask = Mask(Granules(shape, cut), not rowwise, multiple if rowwise else 1, device)
         rows = 1 if rowwise else mask.granules.grid[0]
-        if mask.count(sparsity) >= rows:
+        if keep_count(mask.granules.n, sparsity) >= rows:
             made[name] = mask
     return made
 
