@@ -174,7 +174,7 @@ def _one_run(config: RunConfig, options: argparse.Namespace) -> int:
             return DONE
     run = _start(config, options.out, resume=options.resume)
     with signals_stop(run):
-        with LiveBar(config.learner, run.stream.spec) as bar:
+        with LiveBar(config.learner) as bar:
             _watch(run, bar, config.learner)
         summary = run.summary()
         if options.out is not None:
@@ -201,6 +201,7 @@ def _start(config: RunConfig, out: Path | None, *, resume: bool) -> Run:
 def _watch(run: Run, bar: LiveBar, name: str) -> None:
     """Step through a run under a live bar on stderr."""
     told = _tell(run.notes)
+    bar.expect(run.stream.spec)
     for record in run.steps():
         bar.update(record, name)
     _tell(run.notes[told:])

@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..evaluation import figures as show
-from ..streams import StreamSpec
+from ..streams import Array, StreamSpec
+from .folder import CURVE
+from .terminal_plot import draw, lowest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +29,9 @@ BETWEEN_FRAMES = 1 / 8
 """Seconds between two frames of the live bar."""
 MOST_POINTS = 2000
 """Points of a curve that are kept for the plot in the terminal; past that every second one is dropped."""
+
+FEWEST_POINTS = 8
+"""Points below which no curve is drawn."""
 
 GOOD, BAD, QUIET, STRONG, ACCENT = "green", "yellow", "dim", "bold", "bold cyan"
 _ASCII = str.maketrans({"κ": "kappa", "±": "+/-", "–": "-", "·": "|", "…": "...", "µ": "u", "━": "=", "’": "'"})
@@ -112,11 +117,13 @@ class _Row:
 
 
 class LiveBar:
-    """A line per learner on stderr: rows done, rate, score now and since the start, no-change, alarms, rollbacks.
+    """A line per learner on stderr: rows done, rate, experience and ACC where there is continual evaluation, score now
+    and since the start, no-change, alarms, rollbacks.
 
-    name: the learner, for records that come without one. spec: the stream's; total: rows to come (default: the spec's
-    length). file: where to draw (default stderr); where that is no terminal nothing is drawn. The rate leaves out what
-    happened before the first record. ``curve`` gives what ``print_summary`` draws; ``total`` may be set later.
+    name: the learner, for records that come without one. spec: the stream's, which may come later (``expect``).
+    total: rows to come (default: the spec's length). file: where to draw (default stderr); where that is no terminal
+    nothing is drawn. The rate leaves out what happened before the first record. ``curve`` gives what ``print_summary``
+    draws.
 
     Use it around ``update``, or let it hand the records through: ``for record in LiveBar(name, spec).watch(records)``.
     """
@@ -125,7 +132,11 @@ class LiveBar:
         self, name: str = "", spec: StreamSpec | None = None, *, total: int | None = None, file: TextIO | None = None
     ) -> None:
         self._name = name
-        self.total = total if total is not None or spec is None else spec.length
+        self.total: int | None = None
+        self._experiences = 0
+        if spec is not None:
+            self.expect(spec)
+        self.total = self.total if total is None else total
         self._file = sys.stderr if file is None else file
         self._rows: dict[str, _Row] = {}
         self._next_frame = 0.0
@@ -147,6 +158,10 @@ class LiveBar:
             self._draw()
             self._live.stop()
             self._live = None
+
+    def expect(self, spec: StreamSpec) -> None:
+        """Records of this stream come next: how many rows and experiences it has."""
+        self.total, self._experiences = spec.length, len(spec.experiences)
 
     def update(self, record: Record, name: str | None = None) -> None:
         """Take one record of the learner called ``name``; draw if a frame is due."""
@@ -210,8 +225,20 @@ class LiveBar:
         exact = "accuracy" in row.values
         form, now, mean = (show.percent, "now", "accuracy") if exact else (show.number, "MAE now", "mae")
         score, rest = _recent(row.values)
-        parts = [(f"{now} {form(score):>6}", ACCENT), (f"mean {form(row.values.get(mean)):>6}", "")]
+        parts = [
+            *self._standing(row),
+            (f"{now} {form(score):>6}", ACCENT),
+            (f"mean {form(row.values.get(mean)):>6}", ""),
+        ]
         return [*parts, (f"no-change {form(rest)}", QUIET)]
+
+    def _standing(self, row: _Row) -> list[tuple[str, str]]:
+        """Which experience is being learnt, and ACC over those seen; nothing without continual evaluation."""
+        number, acc = row.values.get("experience"), row.values.get("acc")
+        if number is None:
+            return []
+        of = f"/{self._experiences}" if self._experiences else ""
+        return [(f"{number + 1}{of}", STRONG)] + [(f"ACC {show.percent(acc):>6}", ACCENT)] * show.is_number(acc)
 
     def _bar(self, share: float, size: int) -> list[tuple[str, str]]:
         filled = round(min(1.0, share) * size)
@@ -236,6 +263,7 @@ def print_summary(
 
     out: the run's folder, from which the curve is read where none is given.
     """
+    from ..evaluation.continual_report import continual_verdict
     from ..evaluation.report import RunData, read_run, verdict
 
     file = sys.stdout if file is None else file
@@ -254,25 +282,34 @@ def print_summary(
     if summary.get("status") not in ("done", None):
         console.print(words((f"not at the end of the stream: {summary['status']}", BAD)))
     console.print()
-    for name, value, note in _key_figures(summary):
-        style = ACCENT if name in ("accuracy", show.MAE.name) else ""
-        console.print(
-            words(f"  {words.plain(name):<18}", (f"{value:>9}", style), (f"   {note}" if note else "", QUIET))
-        )
-    _print_plot(console, words, points, show.measure_of(summary))
-    mood, sentence = verdict(RunData(dict(summary)))
+    _print_figures(console, words, list(_key_figures(summary)))
+    if not _print_evaluations(console, words, out):
+        _print_scores(console, words, points, show.measure_of(summary))
+    mood, sentence = continual_verdict(dict(summary)) or verdict(RunData(dict(summary)))
     console.print()
     _print_closing(console, words, sentence, mood, out)
 
 
+def _print_figures(console: Console, words: _Words, figures: Sequence[tuple[str, str, str]]) -> None:
+    """Names, values and notes in columns; the first is what the run is judged by."""
+    wide = max(9, *(len(value) for _, value, _ in figures))
+    for i, (name, value, note) in enumerate(figures):
+        parts = (f"{value:>{wide}}", "" if i else ACCENT), (f"   {note}" if note else "", QUIET)
+        console.print(words(f"  {words.plain(name):<18}", *parts))
+
+
 def _key_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Name, value and a note, line by line; lines that do not apply are left out."""
+    from ..evaluation.continual_report import NAMES, figures_of, notes_on, shown
     from ..evaluation.report import baselines, standing
 
-    measure = show.measure_of(summary)
+    measure, found = show.measure_of(summary), figures_of(dict(summary))
     score, latency = summary.get(measure.key), summary.get("latency_ms") or {}
+    for key in ("acc", "min_acc", "wc_acc", "forgetting", "gap_depth"):
+        if found:
+            yield NAMES[key], shown(key, found.get(key)), notes_on(found, summary.get("status"))[key]
     recent = measure.show(summary.get(f"{measure.key}_window"))
-    yield measure.name, measure.show(score), f"{recent} in the last window"
+    yield "prequential" if found else measure.name, measure.show(score), f"{recent} in the last window"
     for name, value in baselines(dict(summary)).items():
         yield name, measure.show(value), standing(measure, score, value)
     if show.is_number(summary.get("kappa_t")):
@@ -314,10 +351,11 @@ def print_comparison(
     for row in found["rows"]:
         cells = [(text, ACCENT if best else "") for text, best in row["cells"]]
         lines.append([(row["name"], STRONG), (str(row["seeds"]), ""), *cells])
-    lines += [[(row["name"], QUIET), ("", ""), (row["text"], QUIET)] for row in found["baselines"]]
+    blank = [("", "")] * (1 + found["baseline_at"])
+    lines += [[(row["name"], QUIET), *blank, (row["text"], QUIET)] for row in found["baselines"]]
     console.print()
-    several = any(row["seeds"] > 1 for row in found["rows"])
-    console.print(words((f"{summaries[0].get('stream')}", STRONG), (" · mean ± sd over seeds" * several, QUIET)))
+    how = " · mean ± sd over seeds" * any(row["seeds"] > 1 for row in found["rows"]) + " · in %" * found["continual"]
+    console.print(words((f"{summaries[0].get('stream')}", STRONG), (how, QUIET)))
     console.print()
     for line in _aligned(lines, words, console.width if file.isatty() else None):
         console.print(line, soft_wrap=True)
@@ -343,68 +381,64 @@ def _aligned(lines: Sequence[Sequence[tuple[str, str]]], words: _Words, room: in
         yield words(*(part for cell in cells for part in ("  ", cell)))
 
 
-# --- a small plot -------------------------------------------------------------------------------------------------
+# --- small plots --------------------------------------------------------------------------------------------------
 
 
-def _print_plot(console: Console, words: _Words, points: Sequence[Point], measure: show.Measure) -> None:
+def _print_scores(console: Console, words: _Words, points: Sequence[Point], measure: show.Measure) -> None:
     """The windowed score over time with no-change behind it; nothing where there are too few points."""
     curves = [[p[1] for p in points], [p[2] for p in points]]
-    if sum(y is not None for y in curves[0]) < 8:
+    if sum(y is not None for y in curves[0]) < FEWEST_POINTS:
         return
-    width, height = max(16, min(64, console.width - 14)), 6
-    grid, low, high = draw(curves, width, height, fine=words.rich)
-    console.print()
-    for i, line in enumerate(grid):
-        label = measure.show(high if i == 0 else low) if i in (0, height - 1) else ""
-        parts = [(c, ("cyan", "yellow")[layer]) if layer >= 0 else c for c, layer in line]
-        console.print(words((f"{label:>10}  ", QUIET), *parts))
+    width = _print_plot(console, words, curves, measure)
     end = f"{points[-1][0]:,.0f} rows"
     console.print(words((f"{'':12}0{end:>{width - 1}}", QUIET)))
     names = [("learner", "cyan")] + [("  no-change", "yellow")] * any(y is not None for y in curves[1])
     console.print(words(" " * 12, *names, (" in the last window", QUIET)))
 
 
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bits of a braille character by row and column of its dots."""
+def _print_evaluations(console: Console, words: _Words, out: Path | None) -> bool:
+    """ACC and the worst of the experiences before, the lowest of what meets in a column; whether there was a curve."""
+    from ..evaluation.curves import read_curve
+    from ..evaluation.gaps import mean_accuracy, worst_before
+
+    if out is None or not (out / CURVE).exists():
+        return False
+    curve = read_curve(out / CURVE)
+    if len(curve.update) < FEWEST_POINTS:
+        return False
+    columns = _plot_width(console) * (2 if words.rich else 1)
+    width = _print_plot(
+        console, words, [lowest(y, columns) for y in (mean_accuracy(curve), worst_before(curve))], show.ACCURACY
+    )
+    console.print(words((" " * 12 + _starts(curve.experience, width), QUIET)))
+    several = [("  worst of the experiences before", "yellow")] * bool(curve.experience[-1])
+    console.print(words(" " * 12, ("ACC", "cyan"), *several, (f" over {curve.update[-1]:,} updates", QUIET)))
+    return True
 
 
-def draw(
-    curves: Sequence[Sequence[float | None]], width: int, height: int, *, fine: bool = True
-) -> tuple[list[list[tuple[str, int]]], float, float]:
-    """Curves as characters: height lines of width cells ``(character, number of the curve, -1 for none)``.
-
-    Points are spread over the width and averaged where several meet. Of two curves in one cell the first is seen.
-    fine: braille, eight dots a cell; else one ``*`` or ``-`` a cell. Also returns the values of the lowest and the
-    highest line.
-    """
-    columns, rows = (2 * width, 4 * height) if fine else (width, height)
-    spread = [_spread(curve, columns) for curve in curves]
-    known = [v for curve in spread for v in curve if v is not None]
-    low, high = min(known), max(known)
-    cells = [[(" ", -1)] * width for _ in range(height)]
-    for layer in reversed(range(len(curves))):
-        bits: dict[tuple[int, int], int] = {}
-        last: int | None = None
-        for column, value in enumerate(spread[layer]):
-            if value is None:
-                last = None
-                continue
-            row = round((high - value) / (high - low or 1.0) * (rows - 1))
-            ends = (row,) if last is None or last == row else (row, last + (1 if row > last else -1))
-            for dot in range(min(ends), max(ends) + 1):
-                cell = (dot // 4, column // 2) if fine else (dot, column)
-                bits[cell] = bits.get(cell, 0) | (_DOTS[dot % 4][column % 2] if fine else 1)
-            last = row
-        for (row, column), mask in bits.items():
-            cells[row][column] = (chr(0x2800 + mask) if fine else "*-"[min(layer, 1)], layer)
-    return cells, low, high
+def _starts(experience: Array, width: int) -> str:
+    """A line with the number of each experience where it starts, as far as there is room."""
+    line = ""
+    for i in range(int(experience[-1]) + 1):
+        at = int((experience < i).mean() * width)
+        if len(line) <= at <= width - len(str(i + 1)):
+            line = f"{line:<{at}}{i + 1} "
+    return line[:width]
 
 
-def _spread(values: Sequence[float | None], columns: int) -> list[float | None]:
-    """Values as one per column: averaged where there are more of them, repeated where there are fewer."""
-    n, spread = len(values), []
-    for column in range(columns):
-        start = column * n // columns
-        part = [v for v in values[start : max(start + 1, (column + 1) * n // columns)] if v is not None]
-        spread.append(sum(part) / len(part) if part else None)
-    return spread
+def _plot_width(console: Console) -> int:
+    return max(16, min(64, console.width - 14))
+
+
+def _print_plot(
+    console: Console, words: _Words, curves: Sequence[Sequence[float | None]], measure: show.Measure
+) -> int:
+    """Two curves, the first in front, between the values of the highest and lowest line; returns the width."""
+    width, height = _plot_width(console), 6
+    grid, low, high = draw(curves, width, height, fine=words.rich)
+    console.print()
+    for i, line in enumerate(grid):
+        label = measure.show(high if i == 0 else low) if i in (0, height - 1) else ""
+        parts = [(c, ("cyan", "yellow")[layer]) if layer >= 0 else c for c, layer in line]
+        console.print(words((f"{label:>10}  ", QUIET), *parts))
+    return width

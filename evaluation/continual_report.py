@@ -37,7 +37,7 @@ def continual_part(run: RunData) -> dict[str, Any] | None:
     ends_only = found.get("every") is None
     return {
         "verdict": continual_verdict(run.summary),
-        "cards": _cards(found, ended=run.summary.get("status") == "done"),
+        "cards": _cards(run, found),
         "facts": _facts(run, found),
         "figures": [(name, shown(key, found[key]), *_meaning(key)) for key, name in NAMES.items() if key in found],
         "gap": None if drawn is None else gap_plot(drawn, prefix="gap"),
@@ -83,13 +83,13 @@ def continual_verdict(summary: dict[str, Any]) -> tuple[str, str] | None:
     )
 
 
-def _cards(found: dict[str, Any], *, ended: bool) -> list[dict[str, str]]:
+def notes_on(found: dict[str, Any], status: Any = "done") -> dict[str, str]:
+    """A few words on the figures that come first, by key, in order."""
     seen = int(found.get("experiences") or 1)
-    when, alone = "at the end" if ended else "so far", "needs a second experience"
     margin = f", ± {show.points(found['acc_margin'])}" if show.is_number(found.get("acc_margin")) else ""
     rare = " (at ends only)" if found.get("every") is None else ""
     notes = {
-        "acc": f"{show.count(seen, 'experience')}, {when}{margin}",
+        "acc": f"{show.count(seen, 'experience')}, {'at the end' if status == 'done' else 'so far'}{margin}",
         "min_acc": f"lowest of the earlier ones{rare}",
         "wc_acc": f"worst case: now, and min-ACC{rare}",
         "gap_depth": f"lost after a switch, mean{rare}",
@@ -98,15 +98,18 @@ def _cards(found: dict[str, Any], *, ended: bool) -> list[dict[str, str]]:
         "aaa": "ACC, mean over all evaluations",
         "wf100": "largest drop in 100 evaluations",
     }
-    main = ("acc", "min_acc", "wc_acc", "gap_depth")
+    return {k: note if show.is_number(found.get(k)) else "needs a second experience" for k, note in notes.items()}
+
+
+def _cards(run: RunData, found: dict[str, Any]) -> list[dict[str, str]]:
     return [
         {
-            "name": NAMES[key][0].upper() + NAMES[key][1:] if key not in ("min_acc",) else NAMES[key],
+            "name": NAMES[key] if key == "min_acc" else NAMES[key][0].upper() + NAMES[key][1:],
             "value": shown(key, found.get(key)),
-            "note": note if show.is_number(found.get(key)) else alone,
-            "kind": "main" if key in main else "",
+            "note": note,
+            "kind": "main" if key in ("acc", "min_acc", "wc_acc", "gap_depth") else "",
         }
-        for key, note in notes.items()
+        for key, note in notes_on(found, run.summary.get("status")).items()
     ]
 
 

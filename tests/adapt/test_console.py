@@ -4,10 +4,13 @@ import io
 import re
 from itertools import pairwise
 
+import driftway as dw
+import numpy as np
 import pytest
 from driftway.adapt import console
 from driftway.adapt.console import LiveBar, print_comparison, print_summary
 from driftway.adapt.loop import Record
+from driftway.adapt.terminal_plot import draw, lowest
 
 
 class Screen(io.TextIOWrapper):
@@ -230,12 +233,111 @@ def test_comparison_drops_columns_that_do_not_fit(monkeypatch):
     assert "rollbacks" not in screen.text
 
 
+# --- runs whose experiences were evaluated -------------------------------------------------------------------------
+
+SCORES = {"experience": 2, "acc": 0.831, "min_acc": 0.5, "wc_acc": 0.6}
+FOUND = {
+    "acc": 0.654, "min_acc": 0.585, "wc_acc": 0.572, "forgetting": 0.203, "gap_depth": 0.218, "experiences": 3,
+    "every": 1, "acc_margin": None,
+}  # fmt: skip
+
+
+def experiences(k):
+    rows = np.zeros((2, 1), np.float32)
+    each = [dw.Experience(f"e{i}", rows, np.arange(2), 5, (0, 1)) for i in range(k)]
+    return dw.StreamSpec("s", (dw.Column("x"),), classes=("a", "b"), length=1000, experiences=tuple(each))
+
+
+def curve_file(folder, each=40):
+    """Three experiences of which the earlier ones drop to half for one update after each switch."""
+    lines = ["update,step,experience,a of 100,b of 100,c of 100"]
+    for update in range(1, 3 * each + 1):
+        at, since = divmod(update - 1, each)
+        right = [40 if since == 5 and i < at else 90 for i in range(at + 1)]
+        lines.append(",".join(map(str, [update, 10 * update, at, *right])) + "," * (2 - at))
+    (folder / "continual.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_bar_shows_the_experience_and_acc():
+    screen = Screen()
+    list(LiveBar("er", experiences(5), file=screen).watch(records(**SCORES)))
+    last = screen.text.split("\r")[-1]
+    for words in ("1,000/1,000", "3/5", "ACC 83.1 %", "now 90.0 %"):
+        assert words in last, words
+    screen = Screen()
+    list(LiveBar("er", file=screen).watch(records(**SCORES | {"acc": None})))
+    assert " 3 " in screen.text
+    assert "ACC" not in screen.text
+    bar = LiveBar("er", file=screen)
+    bar.expect(experiences(4))
+    assert bar.total == 1000
+
+
+@pytest.mark.parametrize("width", [20, 50, 80, 120])
+def test_bar_with_experiences_never_breaks_its_line(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    screen = Screen()
+    list(LiveBar("er+adab2n+sparcl", experiences(20), file=screen).watch(records(**SCORES)))
+    assert max(len(line) for line in re.split(r"[\r\n]", screen.text)) <= width
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_summary_of_an_evaluated_run_draws_its_drops(tmp_path, encoding):
+    (tmp_path / "summary.json").write_text("{}")
+    curve_file(tmp_path)
+    screen = Screen(encoding)
+    print_summary(SUMMARY | {"continual": FOUND}, tmp_path, curve=CURVE, file=screen)
+    for words in (
+        "ACC", "65.4 %   3 experiences, at the end", "58.5 %", "57.2 %", "20.3 points", "21.8 points", "prequential",
+        "over 120 updates", "worst of the experiences before", "driftmoe ends with 65.4 % over 3 experiences",
+    ):  # fmt: skip
+        assert words in screen.text, words
+    assert "in the last window\n" not in screen.text.split("report:")[0].split("ACC  worst")[-1]
+    assert re.search(r"\n +1 +2 +3 *\n", screen.text)
+    assert " 40.0 % " in screen.text
+    assert " 90.0 % " in screen.text
+
+
+def test_summary_without_a_curve_file_draws_the_scores():
+    screen = Screen()
+    alone = FOUND | {"experiences": 1, "min_acc": None, "forgetting": None, "gap_depth": None}
+    print_summary(SUMMARY | {"continual": alone}, curve=CURVE, file=screen)
+    assert "needs a second experience" in screen.text
+    assert "learner  no-change in the last window" in screen.text
+
+
+def test_comparison_of_evaluated_runs_puts_acc_first(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = Screen()
+    runs = [SUMMARY | {"learner": "er", "seed": s, "continual": FOUND | {"acc": a}} for s, a in enumerate((0.6, 0.7))]
+    runs += [SUMMARY | {"learner": "finetune", "continual": FOUND | {"acc": 0.2, "wc_acc": 0.1}}]
+    print_comparison(runs, file=screen)
+    lines = [line for line in screen.text.splitlines() if line.strip()]
+    assert lines[0] == "electricity · mean ± sd over seeds · in %"
+    assert lines[1].split()[:7] == ["learner", "seeds", "ACC", "min-ACC", "WC-ACC", "forgetting", "gap"]
+    assert re.match(r" +er +2 +65.0 ± 7.1 +58.5 ± 0.0 ", lines[2])
+    assert max(map(len, lines[:6])) <= 80
+    assert "er leads with ACC 65.0 %, 45.0 points ahead of finetune." in " ".join(lines[-2:])
+    wide = Screen(terminal=False)
+    print_comparison(runs, file=wide)
+    table = [line for line in wide.text.splitlines() if line.strip()][1:6]
+    end = table[0].index("prequential") + len("prequential")
+    assert [line[:end].split()[-1] for line in table[1:]] == ["0.0", "92.1", "85.3", "57.5"]
+
+
+def test_lowest_of_each_column():
+    y = np.array([5.0, 4.0, 3.0, 9.0, 8.0, 7.0, np.nan])
+    assert lowest(y, 7) == [5, 4, 3, 9, 8, 7, None]
+    assert lowest(y, 100) == lowest(y, 7)
+    assert lowest(y[:6], 2) == [3, 7]
+
+
 def test_drawing_by_hand():
-    cells, low, high = console.draw([[0.0, 1.0], [1.0, 1.0]], 2, 3, fine=False)
+    cells, low, high = draw([[0.0, 1.0], [1.0, 1.0]], 2, 3, fine=False)
     assert (low, high) == (0.0, 1.0)
     assert ["".join(c for c, _ in line) for line in cells] == ["-*", " *", "* "]
-    fine, _, _ = console.draw([[0.0, 1.0]], 1, 1)
+    fine, _, _ = draw([[0.0, 1.0]], 1, 1)
     assert fine == [[(chr(0x2800 + 0x40 + 0x08 + 0x10 + 0x20), 0)]]
-    flat, low, high = console.draw([[2.0, None, 2.0]], 3, 1, fine=False)
+    flat, low, high = draw([[2.0, None, 2.0]], 3, 1, fine=False)
     assert ["".join(c for c, _ in line) for line in flat] == ["* *"]
     assert low == high == 2.0
