@@ -89,7 +89,7 @@ def _nameless(size: int) -> int:
 
 
 def serve(memory: int, asked: BinaryIO, told: BinaryIO) -> None:
-    """Judge snapshots until nobody asks any more. memory, asked, told: what ``Worker.start`` opened and passed on."""
+    """Judge snapshots until nobody asks any more. memory, asked, told: files that the trainer opened and passed on."""
     from .learners import make_learner
 
     task = json.loads(asked.readline())

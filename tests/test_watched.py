@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import driftway as dw
@@ -15,8 +16,12 @@ from driftway.adapt.state import digest
 from driftway.evaluation.continual import Continual
 from driftway.streams import Experience
 
-TAKES = {"river": "river:naive_bayes.GaussianNB", "frozen": "frozen:logistic"}
-SETTINGS: dict[str, dict[str, Any]] = {"frozen": {"after": 60}, "hoeffding-tree": {"grace": 10}}
+TAKES = {"river": "river:naive_bayes.GaussianNB", "frozen": "frozen:logistic", "avalanche": "avalanche:Naive"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adab2n": {"model": "convnet:4-4"},
+    "frozen": {"after": 60},
+    "hoeffding-tree": {"grace": 10},
+}
 ROWS, TASKS = 30, 3
 
 
@@ -36,6 +41,8 @@ SPEC = dw.StreamSpec(
     "three",
     tuple(dw.Column(c) for c in "abcd"),
     classes=tuple("uvwxyz"),
+    shape=(1, 2, 2),
+    notes={"mean": [0.0], "std": [1.0]},
     experiences=tuple(held_out(task) for task in range(TASKS)),
 )
 
@@ -65,10 +72,11 @@ class Tasks:
 
 
 def build(name: str) -> dw.Learner:
-    entry = LEARNERS[name]
+    if name == "avalanche" and find_spec("avalanche") is None:
+        pytest.skip("needs the extra avalanche")
     settings = dict(SETTINGS.get(name, {}))
-    if entry.home == "gradient:GradientLearner":
-        settings |= {"model": "mlp:12"}
+    if LEARNERS[name].home == "gradient:GradientLearner":
+        settings = {"model": "mlp:12"} | settings
     return dw.learner(TAKES.get(name, name), SPEC, seed=3, **settings)
 
 
