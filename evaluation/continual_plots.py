@@ -15,7 +15,7 @@ import numpy as np
 from ..streams import Array
 from . import plots
 from .curves import Curve
-from .gaps import Switch, envelope, lowest_grid, mean_accuracy, shape_of, switches
+from .gaps import Switch, after_switches, envelope, lowest_grid, mean_accuracy, shape_of, switches
 from .plots import Plot
 
 RAMP = ("#5a2ca0", "#2f6fd6", "#0f9a94", "#6aa52a", "#d99a00")
@@ -33,6 +33,8 @@ MOST_NAMES = 8
 """Experiences that the legend tells by name."""
 COLUMNS = 318
 """Columns of the map: two dots of the screen each."""
+CLOSE = 100
+"""Updates after a switch that are drawn again, larger."""
 LEAST_FALL = 0.005
 """Drops that would be written as 0 points are not drawn."""
 
@@ -69,7 +71,33 @@ def gap_plot(curve: Curve, *, prefix: str) -> Plot:
     if 1 < seen <= MOST_NUMBERS:
         ends = [*((y, str(i + 1), colours[i]) for i, y in enumerate(accuracy[-1, :seen].tolist()))]
         _end_labels(axes, [*ends, (float(mean_accuracy(curve)[-1]), "ACC", plots.INK)])
-    return Plot(plots.to_svg(figure, prefix), _legend(curve, colours, bool(costs)))
+    note = ""
+    if seen > 1 and len(curve.update) > STRETCHES:
+        note = (
+            "ACC is the median of each short stretch, the grey band around it reaches from the lowest to the highest."
+        )
+    return Plot(plots.to_svg(figure, prefix), _legend(curve, colours, bool(costs)), note)
+
+
+def close_up(curve: Curve, *, prefix: str) -> Plot | None:
+    """The experiences before, on average, in the first updates after each switch, all switches over one another; None
+    where the curve as a whole shows them well enough."""
+    places = [0, *curve.update[curve.switches].tolist(), int(curve.update[-1])]
+    lines = [(x, y) for x, y in after_switches(curve, CLOSE) if len(x) > 4]
+    if not lines or len(lines) < len(places) - 2 or np.median(np.diff(places)) < 2 * CLOSE:
+        return None
+    colours = ramp(len(places) - 1)[1:]
+    figure, axes = plots.new_axes(3.2, right=BESIDE)
+    for (x, y), colour in zip(lines, colours):
+        axes.plot(x, y, color=colour, linewidth=1.8 if len(lines) < MOST_NAMES else 1.2, solid_joinstyle="round")
+    low = min(float(y.min()) for _, y in lines)
+    axes.set_ylim(max(0.0, low - 0.05), 1.01)
+    axes.set_xlim(0, CLOSE)
+    plots.tidy(axes, percent=True)
+    if len(lines) <= MOST_NUMBERS:
+        _end_labels(axes, [(float(y[-1]), str(i), c) for i, ((_, y), c) in enumerate(zip(lines, colours), start=2)])
+    named = [(c, "solid", f"{i} begins") for i, c in enumerate(colours, start=2)]
+    return Plot(plots.to_svg(figure, prefix), named if len(named) < MOST_NAMES else [named[0], named[-1]])
 
 
 def _draw_mean(axes: Any, curve: Curve) -> None:
@@ -110,7 +138,7 @@ def _mark_falls(axes: Any, costs: Sequence[Switch], right: float) -> None:
             axes.annotate(
                 words, (x, (fall.before + fall.lowest) / 2), (-5 if left else 5, 0), textcoords="offset points",
                 ha="right" if left else "left", va="center", fontsize=11 if dots >= 90 else 9, color=FALL, zorder=8,
-                bbox={"boxstyle": "round,pad=0.12", "fc": "white", "ec": "none", "alpha": 0.85},
+                bbox={"boxstyle": "round,pad=0.12", "fc": "white", "ec": "none", "alpha": 0.9},
             )  # fmt: skip
 
 
@@ -130,27 +158,36 @@ def _strip(axes: Any, edges: Sequence[float], colours: Sequence[str]) -> None:
 
 def _end_labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     """Words beside the ends of lines: (height, words, colour), moved apart where they would meet."""
+    from matplotlib.transforms import blended_transform_factory
+
+    beside = blended_transform_factory(axes.transData, axes.transAxes)
     size = 10.5 if len(ends) <= 12 else 8.5
-    step = size / 72 / axes.figure.get_figheight() / axes.get_position().height * 1.01
+    step = 1.02 * size / 72 / axes.figure.get_figheight() / axes.get_position().height
+    low, high = axes.get_ylim()
     order = sorted(range(len(ends)), key=lambda i: ends[i][0])
-    for i, y in zip(order, apart([ends[i][0] for i in order], step, 1.0)):
+    heights = apart([(ends[i][0] - low) / (high - low) for i in order], step)
+    for i, y in zip(order, heights):
         _, words, colour = ends[i]
-        axes.annotate(words, (axes.get_xlim()[1], y), (6, 0), textcoords="offset points", va="center_baseline",
-                      fontsize=size, color=colour, fontweight="bold", annotation_clip=False)  # fmt: skip
+        axes.annotate(words, (axes.get_xlim()[1], y), (6, 0), xycoords=beside, textcoords="offset points",
+                      va="center_baseline", fontsize=size, color=colour, fontweight="bold",
+                      annotation_clip=False)  # fmt: skip
 
 
-def apart(heights: Sequence[float], step: float, top: float) -> list[float]:
-    """Rising heights moved so that neighbours are at least ``step`` apart and none is above ``top``.
+def apart(heights: Sequence[float], step: float) -> list[float]:
+    """Rising heights from 0 to 1, moved as little as possible (least squares) to be at least ``step`` apart; at most 1.
 
-    >>> apart([0.5, 0.5, 1.0], 0.25, 1.0)
-    [0.5, 0.75, 1.0]
+    >>> apart([0.5, 0.5, 1.0], 0.25)
+    [0.375, 0.625, 1.0]
     """
-    moved: list[float] = []
-    for y in heights:
-        moved.append(max(y, moved[-1] + step) if moved else y)
-    for i in reversed(range(len(moved))):
-        moved[i] = min(moved[i], top if i + 1 == len(moved) else moved[i + 1] - step)
-    return moved
+    blocks: list[tuple[float, int]] = []
+    for i, y in enumerate(heights):
+        total, n = y - i * step, 1
+        while blocks and blocks[-1][0] / blocks[-1][1] > total / n:
+            total, n = total + blocks[-1][0], n + blocks.pop()[1]
+        blocks.append((total, n))
+    levels = [total / n for total, n in blocks for _ in range(n)]
+    last = len(levels) - 1
+    return [min(level + i * step, 1.0 - (last - i) * step) for i, level in enumerate(levels)]
 
 
 def mean_plot(learners: Sequence[plots.Curve], like: Curve, *, prefix: str) -> Plot:

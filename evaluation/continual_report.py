@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import figures as show
-from .continual_plots import gap_plot, heat_plot
+from .continual_plots import CLOSE, close_up, gap_plot, heat_plot
 from .curves import Curve
 from .gaps import Switch, switches
 from .metrics import METRICS
@@ -42,8 +42,10 @@ def continual_part(run: RunData) -> dict[str, Any] | None:
         "figures": [(name, shown(key, found[key]), *_meaning(key)) for key, name in NAMES.items() if key in found],
         "gap": None if drawn is None else gap_plot(drawn, prefix="gap"),
         "heat": None if drawn is None else heat_plot(drawn, prefix="heat", ends_only=ends_only),
+        "close_up": None if drawn is None else close_up(drawn, prefix="close"),
         "missing": curve is None,
         "ends_only": ends_only,
+        "close": CLOSE,
         "switches": [_row(run.evaluations, s) for s in costs[:MOST_SWITCHES]],
         "left_out": max(0, len(costs) - MOST_SWITCHES),
         "names": [] if drawn is None else _experiences(drawn),

@@ -78,6 +78,18 @@ def mean_accuracy(curve: Curve) -> Array:
     return np.nanmean(curve.accuracy, axis=1) if len(curve.update) else np.empty(0)
 
 
+def after_switches(curve: Curve, updates: int) -> list[tuple[Array, Array]]:
+    """For each switch so many updates after it: updates since then, from 0 (float64[m]), and the mean accuracy of the
+    experiences before (float64[m])."""
+    accuracy, found = curve.accuracy, []
+    for place, until in pairwise([*curve.switches.tolist(), len(curve.update) - 1]):
+        since = curve.update[place : until + 1] - curve.update[place]
+        shown = slice(place, place + int(np.searchsorted(since, updates, side="right")))
+        past = accuracy[shown, : int(curve.experience[place]) + 1]
+        found.append((since[: len(past)].astype(np.float64), past.mean(axis=1)))
+    return found
+
+
 def worst_before(curve: Curve) -> Array:
     """float64[n]: the lowest accuracy among the experiences that are over; NaN in the first."""
     past = np.arange(curve.right.shape[1]) < curve.experience[:, None]

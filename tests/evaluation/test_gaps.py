@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from driftway.evaluation.continual_plots import apart, gap_plot, heat_plot, ramp
+from driftway.evaluation.continual_plots import apart, close_up, gap_plot, heat_plot, ramp
 from driftway.evaluation.curves import Curve
 from driftway.evaluation.gaps import (
+    after_switches,
     aligned,
     envelope,
     lowest_grid,
@@ -70,6 +71,17 @@ def test_means_and_the_worst_by_hand():
     worst = worst_before(HAND)
     assert np.isnan(worst[:3]).all()
     np.testing.assert_allclose(worst[3:], [0.4, 0.6, 0.7, 0.8, 0.3, 0.7])
+
+
+def test_after_a_switch_by_hand():
+    first, second = after_switches(HAND, 3)
+    assert first[0].tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(first[1], [0.9, 0.4, 0.6, 0.7])
+    assert second[0].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(second[1], [0.825, 0.4, 0.725])
+    assert close_up(HAND, prefix="p") is None
+    drawn = close_up(long_curve(3, 300), prefix="p")
+    assert [words for *_, words in drawn.legend] == ["2 begins", "3 begins"]
 
 
 def test_one_experience_has_no_switch():
@@ -160,6 +172,6 @@ def test_colours_grow_lighter_and_labels_keep_apart():
         light = [sum(w * int(c[i : i + 2], 16) for w, i in ((0.3, 1), (0.59, 3), (0.11, 5))) for c in colours]
         assert len(set(colours)) == n
         assert light == sorted(light)
-    heights = apart([0.1, 0.11, 0.9, 1.0, 1.0], 0.05, 1.0)
+    heights = apart([0.1, 0.11, 0.9, 1.0, 1.0], 0.05)
     assert (np.diff(heights) > 0.0499).all()
-    assert heights[-1] == 1.0
+    np.testing.assert_allclose(heights, [0.08, 0.13, 0.9, 0.95, 1.0])
