@@ -169,26 +169,22 @@ class _SparCL(Active):
         return wanted and self.stages.epochs > 1 and self.learner.inputs.fixed
 
     def _renew_masks(self, moment: Moment, now: Rows) -> None:
-        schedule = self.values.schedule_of(moment)
+        schedule, masks, s = self.values.schedule_of(moment), self.sparse.masks.values(), self.values.sparsity
         if moment.stage:
             prune_to, grow_to = schedule.at(moment.epoch)
         elif self.learner.task or self.values.expand_first:
             prune_to, grow_to = schedule.at_start
         else:
             return
-        exchanged = prune_to > self.values.sparsity or self._above(prune_to)
-        if not exchanged and grow_to == self.values.sparsity:
+        shrinks = any(m.count(worth(m.granules.n, prune_to, s)) < int(m.active.sum()) for m in masks)
+        if not shrinks and all(m.count(worth(m.granules.n, grow_to, s)) <= int(m.active.sum()) for m in masks):
             return
-        gradients = self._gradients(now) if exchanged else {}
+        gradients = self._gradients(now) if shrinks else {}
         weights = {
             n: self._size_of(n) + gradients[n] if n in gradients else self._size_of(n) for n in self.sparse.masks
         }
         self.sparse.renew(lambda name, mask: self._exchange(name, mask, weights[name], prune_to, grow_to))
         self.since = 0
-
-    def _above(self, sparsity: float) -> bool:
-        """Whether some mask has more than this sparsity leaves it."""
-        return any(int(m.active.sum()) > m.count(sparsity) for m in self.sparse.masks.values())
 
     def _exchange(self, name: str, mask: Mask, importance: Tensor, prune_to: float, grow_to: float) -> Tensor:
         """Drop the least important granules, grow others; which are new, bool[n]."""
