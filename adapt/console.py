@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..evaluation import figures as show
-from ..streams import Array, StreamSpec
+from ..streams import StreamSpec
 from .folder import CURVE
-from .terminal_plot import draw, lowest
+from .terminal_plot import draw
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -398,31 +398,33 @@ def _print_scores(console: Console, words: _Words, points: Sequence[Point], meas
 
 def _print_evaluations(console: Console, words: _Words, out: Path | None) -> bool:
     """ACC and the worst of the experiences before, the lowest of what meets in a column; whether there was a curve."""
+    import numpy as np
+
     from ..evaluation.curves import read_curve
-    from ..evaluation.gaps import mean_accuracy, worst_before
+    from ..evaluation.gaps import lowest_grid, mean_accuracy, worst_before
 
     if out is None or not (out / CURVE).exists():
         return False
     curve = read_curve(out / CURVE)
     if len(curve.update) < FEWEST_POINTS:
         return False
-    columns = _plot_width(console) * (2 if words.rich else 1)
-    width = _print_plot(
-        console, words, [lowest(y, columns) for y in (mean_accuracy(curve), worst_before(curve))], show.ACCURACY
-    )
-    console.print(words((" " * 12 + _starts(curve.experience, width), QUIET)))
-    several = [("  worst of the experiences before", "yellow")] * bool(curve.experience[-1])
+    both = np.column_stack([mean_accuracy(curve), worst_before(curve)])
+    lows = lowest_grid(curve, both, _plot_width(console) * (2 if words.rich else 1)).tolist()
+    width = _print_plot(console, words, [[v if v == v else None for v in y] for y in lows], show.ACCURACY)
+    starts = [0, *curve.update[curve.switches].tolist()]
+    console.print(words((" " * 12 + _ruler([start / curve.update[-1] for start in starts], width), QUIET)))
+    several = [(" · worst of the experiences before", "yellow")] * (len(starts) > 1)
     console.print(words(" " * 12, ("ACC", "cyan"), *several, (f" over {curve.update[-1]:,} updates", QUIET)))
     return True
 
 
-def _starts(experience: Array, width: int) -> str:
-    """A line with the number of each experience where it starts, as far as there is room."""
+def _ruler(starts: Sequence[float], width: int) -> str:
+    """A line with the number of each experience where it starts, a share of the width, as far as there is room."""
     line = ""
-    for i in range(int(experience[-1]) + 1):
-        at = int((experience < i).mean() * width)
-        if len(line) <= at <= width - len(str(i + 1)):
-            line = f"{line:<{at}}{i + 1} "
+    for number, start in enumerate(starts, start=1):
+        at = int(start * width)
+        if len(line) <= at <= width - len(str(number)):
+            line = f"{line:<{at}}{number} "
     return line[:width]
 
 

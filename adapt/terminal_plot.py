@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
-
-from ..streams import Array
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bits of a braille character by row and column of its dots."""
@@ -42,18 +38,6 @@ def draw(
         for (row, column), mask in bits.items():
             cells[row][column] = (chr(0x2800 + mask) if fine else "*-"[min(layer, 1)], layer)
     return cells, low, high
-
-
-def lowest(y: Array, columns: int) -> list[float | None]:
-    """y: float64[n] as at most so many values, the lowest of each equal stretch; None for NaN.
-
-    >>> import numpy as np
-    >>> lowest(np.array([3.0, 1.0, 2.0, np.nan]), 2)
-    [1.0, None]
-    """
-    n = len(y)
-    edges = [column * n // min(columns, n) for column in range(min(columns, n) + 1)]
-    return [None if math.isnan(least) else least for least in (float(y[a:b].min()) for a, b in pairwise(edges))]
 
 
 def _spread(values: Sequence[float | None], columns: int) -> list[float | None]:

@@ -214,7 +214,7 @@ def heat_plot(curve: Curve, *, prefix: str, ends_only: bool = False) -> Plot:
     from matplotlib import colormaps
 
     seen = int(curve.experience[-1]) + 1
-    grid = (curve.accuracy.T if ends_only else lowest_grid(curve, COLUMNS))[:seen]
+    grid = (curve.accuracy.T if ends_only else lowest_grid(curve, curve.accuracy, COLUMNS))[:seen]
     right = float(len(grid[0])) if ends_only else float(curve.update[-1])
     figure, axes = plots.new_axes(0.75 + seen * (0.3 if seen <= 8 else 0.17), top=0.4, right=BESIDE)
     colours = colormaps["viridis"]

@@ -118,16 +118,16 @@ def envelope(curve: Curve, y: Array, most: int) -> tuple[Array, Array]:
     return middle, np.array([[p.min() for p in parts], [np.median(p) for p in parts], [p.max() for p in parts]])
 
 
-def lowest_grid(curve: Curve, columns: int) -> Array:
-    """float64[K, <= columns]: the lowest accuracy of each experience in equal stretches of updates.
+def lowest_grid(curve: Curve, y: Array, columns: int) -> Array:
+    """float64[k, <= columns]: the lowest values of y: float64[n, k] in equal stretches of updates.
 
-    A stretch without an evaluation shows the one before it. NaN while an experience had not been seen.
+    A stretch without an evaluation shows the one before it. NaN where nothing is known yet.
     """
     last = int(curve.update[-1])
     columns = max(1, min(columns, last))
     of = np.minimum(np.maximum(-(-curve.update * columns // last) - 1, 0), columns - 1)
-    grid = np.full((columns, curve.right.shape[1]), np.nan)
-    np.fmin.at(grid, of, curve.accuracy)
+    grid = np.full((columns, y.shape[1]), np.nan)
+    np.fmin.at(grid, of, y)
     for before, column in pairwise(range(columns)):
         empty = np.isnan(grid[column])
         grid[column, empty] = grid[before, empty]

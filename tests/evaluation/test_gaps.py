@@ -98,7 +98,7 @@ def test_no_thinning_loses_a_dip_of_one_evaluation():
     for i in range(4):
         lowest = np.nanmin(accuracy[:, i])
         assert accuracy[shape_of(accuracy[:, i], 240), i].min() == lowest
-        assert np.nanmin(lowest_grid(curve, 300)[i]) == lowest
+        assert np.nanmin(lowest_grid(curve, curve.accuracy, 300)[i]) == lowest
     mean = mean_accuracy(curve)
     x, (low, middle, high) = envelope(curve, mean, 300)
     assert low.min() == mean.min()
@@ -118,16 +118,16 @@ def test_envelope_does_not_go_across_a_switch():
 
 
 def test_map_by_hand():
-    np.testing.assert_allclose(lowest_grid(HAND, 3)[0], [0.5, 0.4, 0.3])
-    grid = lowest_grid(HAND, 100)
+    np.testing.assert_allclose(lowest_grid(HAND, HAND.accuracy, 3)[0], [0.5, 0.4, 0.3])
+    grid = lowest_grid(HAND, HAND.accuracy, 100)
     assert grid.shape == (3, 9)
     np.testing.assert_allclose(grid[2], [np.nan] * 7 + [0.6, 0.9])
 
 
 def test_a_stretch_without_an_evaluation_shows_the_one_before():
     sparse = curve_of([0.5, 0.7, 0.9], [0.2], update=[10, 25, 30])
-    np.testing.assert_allclose(lowest_grid(sparse, 6)[0], [np.nan, 0.5, 0.5, 0.5, 0.7, 0.9])
-    np.testing.assert_allclose(lowest_grid(sparse, 6)[1], [np.nan] * 5 + [0.2])
+    np.testing.assert_allclose(lowest_grid(sparse, sparse.accuracy, 6)[0], [np.nan, 0.5, 0.5, 0.5, 0.7, 0.9])
+    np.testing.assert_allclose(lowest_grid(sparse, sparse.accuracy, 6)[1], [np.nan] * 5 + [0.2])
 
 
 def test_seeds_with_other_lengths_meet_at_their_switches():
