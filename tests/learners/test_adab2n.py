@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import driftway as dw
+import numpy as np
 import pytest
 import torch
 from driftway.adapt.state import copy_state, digest
 from driftway.models.norms import AdaB2N, balanced_layers
+from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
 NET = {"model": "convnet:4-6", "memory": 20, "lr": 0.05}
@@ -123,13 +126,53 @@ def test_tables_and_single_rows() -> None:
     """Norms of linear layers, and batches of one row, which have no statistics at first."""
     spec = dw.StreamSpec("t", (dw.Column("a"), dw.Column("b")), classes=("n", "y"))
     learner: Any = dw.learner("er+adab2n", spec, model="mlp-norm:6", memory=5)
-    draw = torch.Generator().manual_seed(0)
+    draw = np.random.default_rng(0)
     for i in range(6):
-        x = torch.randn(1, 2, generator=draw, dtype=torch.float64).numpy()
-        batch = dw.Batch(torch.tensor([i]).numpy(), x, float(i), torch.tensor([i % 2]).numpy())
+        batch = dw.Batch(np.array([i]), draw.normal(size=(1, 2)), float(i), np.array([i % 2]))
         learner.learn(batch, learner.predict(batch))
     (layer,) = [m for m in learner.net.modules() if isinstance(m, AdaB2N)]
     assert float(layer.rate) == pytest.approx(0.136524, abs=1e-6), "five updates: the first row came alone"
+
+
+def drifting_digits(seed: int) -> Any:
+    """Five experiences of two digits; experience k scaled by 0.6 + 0.2 k and shifted by (k - 2) / 2."""
+    pixels, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(y))
+    x, y = (pixels[order] / 16).reshape(-1, 1, 8, 8).astype(np.float32), y[order]
+    parts = [(x[y // 2 == k] * (0.6 + 0.2 * k) + 0.5 * (k - 2), y[y // 2 == k]) for k in range(5)]
+    train = [(f"task {k}", images[:250], labels[:250]) for k, (images, labels) in enumerate(parts)]
+    return dw.from_experiences(train, [(images[250:], labels[250:]) for images, labels in parts], seed=seed)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small maps are not worth sharing among threads, least of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_a_small_experiment_shows(teach) -> None:
+    """ER-ACE on digits that drift, 4 seeds: better than batch norm in two passes by 2 points at least, and a memory of
+    95 batches is harmful where weights move fast. That it beats batch norm in one pass is not claimed."""
+    accuracy = {}
+    for case, settings in {
+        "separate": {"joint": False},
+        **{kappa: {"kappa": kappa, "ada": 0.0} for kappa in (1.0, 0.4, 0.1)},
+    }.items():
+        found = []
+        for seed in range(4):
+            stream = drifting_digits(seed)
+            name = "er-ace" if case == "separate" else "er-ace+adab2n"
+            settings = {"model": "convnet:16-32-32", "memory": 100, "lr": 0.05, **settings}
+            learner = teach(dw.learner(name, stream.spec, seed=seed, **settings), batches(stream, 10))
+            right = [learner.probe(e.x)().argmax(1) == e.y for e in stream.spec.experiences]
+            found.append(100 * np.concatenate(right).mean())
+        accuracy[case] = np.mean(found)
+    assert min(accuracy[1.0], accuracy[0.4]) >= accuracy["separate"] + 2
+    assert accuracy[0.1] < accuracy[0.4]
 
 
 @pytest.mark.parametrize(
@@ -149,5 +192,5 @@ def test_what_is_refused_and_why(small_tasks, settings, line) -> None:
 
 
 def test_a_policy_with_a_pass_for_each_is_refused(small_tasks) -> None:
-    with pytest.raises(dw.InputError, match="AdaB2N cannot be combined with AGEM: .* passes of their own"):
+    with pytest.raises(dw.InputError, match=r"AdaB2N cannot be combined with AGEM: .* passes of their own"):
         dw.learner("agem+adab2n", small_tasks().spec, model="convnet:4")
