@@ -30,6 +30,7 @@ _HOMES = {
     "adapt.avalanche_bridge": "import_avalanche from_avalanche to_avalanche continual_plugin",
     "evaluation": "metrics",
     "evaluation.prequential": "Prequential",
+    "evaluation.continual": "Continual",
 }
 _HOME = {
     name.partition("=")[0]: (home, name.split("=")[-1]) for home, names in _HOMES.items() for name in names.split()

@@ -160,8 +160,8 @@ class GradientLearner(Learner):
 
         return score
 
-    def version(self) -> int:
-        return self.updates
+    def version(self) -> int | None:
+        return self.updates if self.inputs.fixed else None
 
     def predicting(self) -> list[Array] | None:
         if not self.inputs.fixed:
