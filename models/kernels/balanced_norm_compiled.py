@@ -2,7 +2,8 @@
 
 Sums over positions are taken in the type of the input, about one of its values, which keeps them from cancelling; all
 that is per sample or per channel is in double precision. m and q are each sample's mean, and mean square about the
-common mean. ``table`` is [4, C]: mean, 1 / deviation, and how far mean and variance lie from the running ones.
+common mean. ``table`` is [4, C]: mean, 1 / deviation, and how far mean and variance lie from the running ones. Loops
+stand where a slice would do, because assignments to slices cost seconds of compiling.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def forward_pixels(
         off[c] = -rest * origin[c]
     for i in range(samples):
         first, second = m[i], q[i]
-        first[:], second[:] = 0, 0
+        for c in range(channels):
+            first[c], second[c] = number(0), number(0)
         for p in range(positions):
             row = a[i, p]
             for c in range(channels):
@@ -194,9 +196,11 @@ def backward_pixels(
     number = a.dtype.type
     sums, dmean, dvar = np.zeros((2, channels)), np.empty(channels), np.empty(channels)
     mean, k, one, two = np.empty_like(gamma), np.empty_like(gamma), np.empty_like(gamma), np.empty_like(gamma)
-    mean[:] = table[0]
+    for c in range(channels):
+        mean[c] = table[0, c]
     for i in range(samples):
-        one[:], two[:] = 0, 0
+        for c in range(channels):
+            one[c], two[c] = number(0), number(0)
         for p in range(positions):
             row, slope = a[i, p], dy[i, p]
             for c in range(channels):
