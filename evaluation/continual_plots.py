@@ -18,7 +18,7 @@ from .curves import Curve
 from .gaps import Switch, after_switches, envelope, lowest_grid, mean_accuracy, shape_of, switches
 from .plots import Plot
 
-RAMP = ("#5a2ca0", "#2f6fd6", "#0f9a94", "#6aa52a", "#d99a00")
+RAMP = ("#3a1283", "#2459c8", "#0a8385", "#4f8f1c", "#e8a000")
 FALL = "#b42318"
 MOST_POINTS = 6000
 """Points of all lines together; each has at least ``FEWEST_POINTS``."""

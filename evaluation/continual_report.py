@@ -70,7 +70,8 @@ def continual_verdict(summary: dict[str, Any]) -> tuple[str, str] | None:
     if not found:
         return None
     seen, gap = int(found.get("experiences") or 1), found.get("gap_depth")
-    words = f"{name} ends with {show.percent(found['acc'])} over {show.count(seen, 'experience')}"
+    stands = "ends with" if summary.get("status") in ("done", None) else "had reached"
+    words = f"{name} {stands} {show.percent(found['acc'])} over {show.count(seen, 'experience')}"
     if not show.is_number(gap):
         return "plain", f"{words}; what learning another one would cost, a single one cannot tell."
     if found.get("every") is None:
@@ -126,6 +127,8 @@ def _facts(run: RunData, found: dict[str, Any]) -> list[str]:
     often = "at the ends of experiences" if every is None else "after every update"
     if show.is_number(every) and every > 1:
         often = f"every {every:,} updates and at the ends of experiences"
+    if found.get("missed"):
+        often += " for which the worker had time"
     facts = [f"Evaluated {often}: {show.count(found.get('evaluations') or 0, 'time')}."]
     if curve is not None and len(curve.update):
         least, most = min(curve.sizes), max(curve.sizes)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html.parser import HTMLParser
 
 import driftway as dw
 import numpy as np
@@ -85,6 +86,33 @@ def test_page_needs_nothing_from_outside(tmp_path):
         assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
 
 
+class Nesting(HTMLParser):
+    """Every element closed where it was opened."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, _attrs):
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_startendtag(self, tag, _attrs):
+        pass
+
+
+@pytest.mark.parametrize("every", [1, None])
+def test_elements_are_nested(tmp_path, every):
+    runs = [report.read_run(make_run(tmp_path / str(s), seed=s, every=every, sparsity=0.5)) for s in (0, 1)]
+    Nesting(report.render_run(runs[0]))
+    Nesting(report.render_comparison(runs))
+
+
 def test_switches_are_told_with_their_deepest_drop(tmp_path):
     page = page_of(make_run(tmp_path / "run", dip=0.4))
     table = page[page.index("What each switch cost") : page.index("All figures of")]
@@ -124,6 +152,7 @@ def test_interrupted_run(tmp_path):
     edit(folder, experiences=3)
     page = page_of(folder)
     assert "3 experiences, so far" in page
+    assert "er had reached" in page
     assert "did not reach the end" in page
     assert "3 experiences by name" in page
     (folder / "continual.csv").write_text("\n".join(lines[:2]) + "\n")
