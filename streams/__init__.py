@@ -1,6 +1,7 @@
 """Floor 1: what arrives. Events, sources, and drift as values one composes. NumPy only, never torch."""
 
 from .catalog import STREAMS, describe, open_stream
+from .cifar_c import CIFAR_C, weathered
 from .compose import drop_labels, rebatch, shuffle_within, split_classes, take
 from .corruption import KINDS, corrupt, mark
 from .datasets import DATASETS, Dataset, cache_folder, data_path, folders, locate
@@ -11,12 +12,13 @@ from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rej
 from .experiences import from_experiences
 from .files import FileParams, open_file
 from .sources import BLOCK, BlockStream, from_arrays
-from .spec import MAX_CLASSES, Column, Experience, InputError, Stream, StreamSpec
+from .spec import MAX_CLASSES, Column, Experience, InputError, Source, Stream, StreamSpec
 
 stream = open_stream
 
 __all__ = [
     "BLOCK",
+    "CIFAR_C",
     "DATASETS",
     "KINDS",
     "MAX_CLASSES",
@@ -35,6 +37,7 @@ __all__ = [
     "InputError",
     "Labels",
     "Rejected",
+    "Source",
     "Stream",
     "StreamSpec",
     "cache_folder",
@@ -59,4 +62,5 @@ __all__ = [
     "split_classes",
     "stream",
     "take",
+    "weathered",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .cifar_c import CIFAR_C, need_images, weathered
 from .events import Array, Batch, Boundary, Event
 from .feed import Feed, Mapped, normal, uniform
 from .spec import Experience, InputError, Stream, StreamSpec
@@ -32,6 +33,12 @@ class Scale:
     def clip(self, x: Array) -> Array:
         """Images keep to their range; other columns may go anywhere."""
         return x if self.spec.shape is None else np.clip(x, self.low.min(), self.high.max())
+
+    @property
+    def light(self) -> tuple[float, float]:
+        """What black and white are in images: 0 and 1, or where values leave these, the least and the greatest."""
+        low, high = float(self.low.min()), float(self.high.max())
+        return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
 
 
 def _gaussian_noise(x: Array, ids: Array, k: int, seed: int, scale: Scale) -> Array:
@@ -97,7 +104,18 @@ def _broken(width: int, share: float, seed: int) -> Array:
     return lots <= np.sort(lots)[max(1, min(width, round(share * width))) - 1]
 
 
-KINDS: dict[str, Callable[[Array, Array, int, int, Scale], Array]] = {
+def _cifar_c(kind: str) -> Damage:
+    def damage(x: Array, ids: Array, k: int, seed: int, scale: Scale) -> Array:
+        low, high = scale.light
+        shape = scale.spec.shape or ()
+        images = np.clip((x.reshape(len(x), -1, *shape[-2:]) - low) / (high - low), 0.0, 1.0)
+        return (low + (high - low) * weathered(images, kind, k + 1, ids, seed)).reshape(x.shape)
+
+    return damage
+
+
+Damage = Callable[[Array, Array, int, int, Scale], Array]
+KINDS: dict[str, Damage] = {
     "gaussian_noise": _gaussian_noise,
     "impulse_noise": _impulse_noise,
     "scaling": _scaling,
@@ -108,7 +126,9 @@ KINDS: dict[str, Callable[[Array, Array, int, int, Scale], Array]] = {
     "invert": _invert,
     "contrast": _contrast,
     "blur": _blur,
+    **{f"cifar-c:{kind}": _cifar_c(kind) for kind in CIFAR_C},
 }
+"""The first ten are for any table; those of CIFAR-C are for images, and some share a name but not their meaning."""
 
 
 def corrupt(
@@ -122,12 +142,15 @@ def corrupt(
     10, 20, 35, 50 % of columns stuck at their least value), ``missing`` (that share of cells is NaN), ``permute`` (10
     to 100 % of the columns change places), ``invert`` (20 to 100 % of the columns upside down), ``contrast`` (pulled
     to the centre by 0.75, 0.5, 0.35, 0.2, 0.1), ``blur`` (1 to 5 passes of [1 2 1]/4 both ways; images only). Nominal
-    columns are touched by ``missing`` only.
+    columns are touched by ``missing`` only. ``cifar-c:NAME``, for images of 1 or 3 channels (first), is one of the
+    fifteen of CIFAR-C (``CIFAR_C`` lists them; Hendrycks, Dietterich, ICLR 2019), black and white being 0 and 1, or
+    in images that leave these the least and greatest of the first batch.
 
     Standard deviation, centre, least and greatest of a column are those of the first batch of the stream. A Boundary
     stands at start and stop (where they are not the ends), and spec.drifts lists them. Held-out rows of
     ``spec.experiences`` are damaged likewise if all rows are; a Boundary more leaves the stream without them. Raises
-    InputError for an unknown kind, a severity outside 1..5, or blur on rows without a shape of 2 or 3 axes.
+    InputError for an unknown kind, a severity outside 1..5, blur on rows without a shape of 2 or 3 axes, and one of
+    CIFAR-C on rows that are no such images.
     """
     if kind not in KINDS:
         raise InputError(f"corrupt: unknown kind {kind!r}; known are {', '.join(KINDS)}")
@@ -135,6 +158,9 @@ def corrupt(
         raise InputError(f"corrupt: severity must be 1 to 5, not {severity}")
     if kind == "blur" and len(stream.spec.shape or ()) not in (2, 3):
         raise InputError(f"corrupt: blur needs images, and {stream.spec.name} has no rows with a shape of 2 or 3 axes")
+    ours = kind.startswith("cifar-c:")
+    if ours:
+        need_images(f"corrupt: {kind}", stream.spec.shape)
     scale, damage = _measure(stream), KINDS[kind]
     numeric = scale.numeric | (kind == "missing")
 
@@ -149,7 +175,8 @@ def corrupt(
         return Batch(event.ids, x, event.time, event.y)
 
     def worse(x: Array, ids: Array) -> Array:
-        return np.where(numeric, scale.clip(damage(x, ids, severity - 1, seed, scale)), x)
+        worn = damage(x, ids, severity - 1, seed, scale)
+        return worn if ours else np.where(numeric, scale.clip(worn), x)
 
     def held_out(experience: Experience, k: int) -> Experience:
         ids = np.arange(len(experience.y)) + ((k + 1) << 40)  # no row of the stream has such a number

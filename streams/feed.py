@@ -8,6 +8,7 @@ generator state has to be stored in a cursor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,24 @@ def normal(seed: int, rows: Array, lane: int | Array = 0) -> Array:
     lanes = 2 * np.asarray(lane)
     radius = np.sqrt(-2.0 * np.log1p(-uniform(seed, rows, lanes)))
     return radius * np.cos(2.0 * np.pi * uniform(seed, rows, lanes + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """Numbers for rows with these ids (int64[B]), as many per row as a shape holds; other lanes, other numbers."""
+
+    seed: int
+    rows: Array
+
+    def uniform(self, *shape: int, lane: int = 0) -> Array:
+        """float64[B, *shape] in [0, 1)."""
+        lanes = np.arange(lane, lane + int(np.prod(shape)))
+        return uniform(self.seed, self.rows, lanes).reshape(len(self.rows), *shape)
+
+    def normal(self, *shape: int, lane: int = 0) -> Array:
+        """float64[B, *shape], standard normal."""
+        lanes = np.arange(lane, lane + int(np.prod(shape)))
+        return normal(self.seed, self.rows, lanes).reshape(len(self.rows), *shape)
 
 
 def permutation(seed: int, rows: Array) -> Array:

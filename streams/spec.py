@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -44,6 +44,20 @@ class Experience:
     classes: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """The clean rows that a source model is trained on before the stream begins, and those to judge it by.
+
+    train, test: give (x float32[n, d], y int64[n]), in the units of the batches; each call reads them anew. No row of
+    either comes in the stream. classes: codes that they may have.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    train: Callable[[], tuple[Array, Array]]
+    test: Callable[[], tuple[Array, Array]]
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """Names, kinds and sizes, known before the first row.
@@ -52,6 +66,7 @@ class StreamSpec:
     ``MAX_CLASSES``). length: rows in all, None for an endless stream. drifts: ids of rows where a concept
     is known to change. shape: the shape of one row where it is not a flat table row (an image; channels first).
     experiences: where held-out rows are known: the first begins with the stream, the next at each Boundary.
+    source: where a model is meant to be trained before the stream begins. Compositions keep it as it is, clean.
     """
 
     name: str
@@ -64,6 +79,7 @@ class StreamSpec:
     shape: tuple[int, ...] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     experiences: tuple[Experience, ...] = field(default=(), compare=False, repr=False)
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_features(self) -> int:
