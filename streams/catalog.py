@@ -53,11 +53,20 @@ def _tasks(name: str, summary: str, citation: str, params: str, dataset: str | N
     return StreamEntry(f"image_tasks:{name.replace('-', '_')}", summary, citation, params, dataset)
 
 
+_HENDRYCKS = "Hendrycks, Dietterich: Benchmarking neural network robustness to common corruptions. ICLR 2019"
+_CIFAR = "Krizhevsky: Learning multiple layers of features from tiny images, 2009"
+_OCR = "Alpaydin, Kaynak: Optical recognition of handwritten digits, 1998 (in scikit-learn)"
+
+
+def _shifts(name: str, summary: str, citation: str, dataset: str | None, params: str = "Corrupted") -> StreamEntry:
+    return StreamEntry(f"image_shifts:{name.replace('-', '_')}", summary, citation, params, dataset)
+
+
 STREAMS: dict[str, StreamEntry] = {
     "digits": StreamEntry(
         "generators:digits",
         "real handwritten digits whose sensor fails abruptly, gradually, and again; needs no download",
-        "Alpaydin, Kaynak: Optical recognition of handwritten digits, 1998 (in scikit-learn)",
+        _OCR,
         "Digits",
     ),
     "two-regimes": StreamEntry(
@@ -88,7 +97,7 @@ STREAMS: dict[str, StreamEntry] = {
     "split-digits": _tasks(
         "split-digits",
         "the same digits in five experiences of two classes; needs no download",
-        "Alpaydin, Kaynak: Optical recognition of handwritten digits, 1998 (in scikit-learn)",
+        _OCR,
         "Split",
         None,
     ),
@@ -105,7 +114,7 @@ STREAMS: dict[str, StreamEntry] = {
     "split-cifar10": _tasks(
         "split-cifar10",
         "CIFAR-10 in five experiences of two classes",
-        "Krizhevsky: Learning multiple layers of features from tiny images, 2009",
+        _CIFAR,
         "SplitCifar10",
         "cifar10",
     ),
@@ -115,6 +124,23 @@ STREAMS: dict[str, StreamEntry] = {
         f"{_MNIST}; {_FASHION}",
         "Domains",
         "fashion",
+    ),
+    "digits-c": _shifts(
+        "digits-c",
+        "the same digits under the 15 corruptions of CIFAR-C; needs no download",
+        f"{_HENDRYCKS}; {_OCR}",
+        None,
+    ),
+    "mnist-c": _shifts("mnist-c", "MNIST under the 15 corruptions of CIFAR-C", f"{_HENDRYCKS}; {_MNIST}", "mnist"),
+    "fashion-c": _shifts(
+        "fashion-c", "Fashion-MNIST under the 15 corruptions of CIFAR-C", f"{_HENDRYCKS}; {_FASHION}", "fashion"
+    ),
+    "cifar10-c": _shifts(
+        "cifar10-c",
+        "CIFAR-10 under the 15 corruptions of CIFAR-C, made here",
+        f"{_HENDRYCKS}; {_CIFAR}",
+        "cifar10",
+        "CorruptedCifar10",
     ),
     "electricity": _staged(
         "electricity", "45,312 half-hours of an electricity market: price up or down", "Harries 1999"

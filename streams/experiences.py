@@ -186,7 +186,7 @@ def stream_of(
     spread = [task.classes for task in tasks]
     facts = {"epochs": epochs, "scenario": scenario, "per_task": _per_task(spread, len(classes), scenario)}
     if shape is not None:
-        facts |= _moments(tasks, shape[0])
+        facts |= moments(tasks, shape[0])
     tasks = [
         replace(task, train=task.train.subset(train_rows, np.random.default_rng([seed, TRAIN, k])))
         for k, task in enumerate(tasks)
@@ -220,7 +220,7 @@ def _held_out(task: Task, codes: tuple[int, ...], n: int, generator: np.random.G
     return Experience(task.name, x, test.y, len(task.train), codes)
 
 
-def _moments(tasks: Sequence[Task], channels: int) -> dict[str, Any]:
+def moments(tasks: Sequence[Task], channels: int) -> dict[str, Any]:
     """Mean and standard deviation of each channel, over evenly spaced training rows of all experiences."""
     share = max(1, MOMENT_ROWS // len(tasks))
     total, square, cells = np.zeros(channels), np.zeros(channels), 0

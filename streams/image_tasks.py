@@ -14,10 +14,8 @@ import numpy as np
 
 from .events import Array
 from .experiences import PIXELS, Rows, Task, stream_of
-from .images import DIGITS, Images, cifar10_images, grey_images
+from .images import Images, cifar10_images, digits_images, grey_images
 from .spec import InputError, Stream
-
-DIGITS_TRAIN = 1257
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,7 @@ def split_digits(params: Split, seed: int) -> Stream:
 
     1,257 are for training and 540 held out, by one fixed shuffle, as in our note on continual evaluation.
     """
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))
-    x, y = (x[order] / 16.0).astype(np.float32).reshape(-1, 1, 8, 8), y[order].astype(np.int64)
-    cut = DIGITS_TRAIN
-    images = Images(x[:cut], y[:cut], x[cut:], y[cut:], DIGITS, "1,257 training and 540 test images, all there are")
-    return _split("split-digits", images, params, seed)
+    return _split("split-digits", digits_images(), params, seed)
 
 
 def split_mnist(params: Split, seed: int) -> Stream:

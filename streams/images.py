@@ -40,6 +40,20 @@ class Images:
         return tuple(self.x.shape[1:])
 
 
+DIGITS_TRAIN = 1257
+
+
+def digits_images() -> Images:
+    """Scikit-learn's digits, one channel of 8 x 8, pixels divided by 16; 540 are for tests, by one fixed shuffle."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = (x[order] / 16.0).astype(np.float32).reshape(-1, 1, 8, 8), y[order].astype(np.int64)
+    cut = DIGITS_TRAIN
+    return Images(x[:cut], y[:cut], x[cut:], y[cut:], DIGITS, "1,257 training and 540 test images, all there are")
+
+
 def grey_images(name: str) -> Images:
     """Images of one channel from a data set of uint8[N, H, W]."""
     _, arrays = _arrays(name, (28, 28))
@@ -96,7 +110,7 @@ def _jpegs(part: str) -> tuple[bytes, Array, Array]:
     """All JPEG files in one, where each begins and ends, and their labels."""
     path = locate_file("cifar10_more_jpeg.npz")
     if path is None:
-        raise InputError("split-cifar10: more needs cifar10_more_jpeg.npz, or all of it: driftway data cifar10 --fetch")
+        raise InputError("cifar10: more needs cifar10_more_jpeg.npz, or all of it: driftway data cifar10 --fetch")
     arrays = read_arrays(path, (f"jpeg_{part}", f"offset_{part}", f"y_{part}"))
     return arrays[f"jpeg_{part}"].tobytes(), arrays[f"offset_{part}"], arrays[f"y_{part}"].astype(np.int64)
 
@@ -105,6 +119,6 @@ def _decoded(jpeg: bytes) -> Array:
     try:
         from PIL import Image
     except ImportError:
-        raise InputError('split-cifar10: more needs pillow: pip install "driftway[vision]"') from None
+        raise InputError('cifar10: more needs pillow: pip install "driftway[vision]"') from None
     with Image.open(io.BytesIO(jpeg)) as image:
         return np.asarray(image.convert("RGB"))

@@ -49,7 +49,7 @@ class Source:
     """The clean rows that a source model is trained on before the stream begins, and those to judge it by.
 
     train, test: give (x float32[n, d], y int64[n]), in the units of the batches; each call reads them anew. No row of
-    either comes in the stream. classes: codes that they may have.
+    ``train`` comes in the stream; those of ``test`` may, but changed. classes: codes that they have.
     """
 
     name: str
