@@ -36,4 +36,4 @@ def test_readme_example_works_when_pasted(tmp_path: Path) -> None:
     for number, block in enumerate(blocks):
         script = tmp_path / f"pasted{number}.py"
         script.write_text(block, encoding="utf-8")
-        assert "accuracy" in run(script, tmp_path)
+        assert "acc" in run(script, tmp_path)
