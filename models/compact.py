@@ -125,8 +125,7 @@ class Move:
 class Rows:
     """Holds a network to masks of output rows by making it smaller.
 
-    share: of the rows that move, of those there are. channels_last: lay convolutions out so; narrow ones are then
-    faster by far.
+    share: of the rows that move, of those there are. channels_last: keep convolutions so.
     """
 
     def __init__(
@@ -140,10 +139,6 @@ class Rows:
     ) -> None:
         self.net, self.masks, self.generator = net, masks, generator
         self.channels_last = channels_last
-        if channels_last:
-            for parameter in net.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         body = net.get_submodule("body")
         self.links = links_of(body)
         self.device = next(net.parameters()).device

@@ -96,7 +96,7 @@ class Masked:
     def limits(self) -> dict[str, Only]:
         if self._limits is None:
             self._limits = {
-                name: Entries(mask.granules.spread(mask.moving).contiguous())
+                name: Entries(like(self.net.get_parameter(name), mask.granules.spread(mask.moving)))
                 for name, mask in self.masks.items()
                 if not bool(mask.moving.all())
             }
@@ -197,6 +197,18 @@ def _places(mask: Mask, at: Tensor) -> tuple[Tensor, Tensor]:
     """Block rows and block columns of granules."""
     across = mask.granules.grid[1]
     return torch.div(at, across, rounding_mode="floor"), at % across
+
+
+def like(weight: Tensor, mask: Tensor) -> Tensor:
+    """The mask, laid out in memory as the weight is."""
+    return torch.empty_like(weight, dtype=torch.bool).copy_(mask)
+
+
+def lay_channels_last(net: nn.Module) -> None:
+    """Lay the weights of all convolutions out so that channels come last, which oneDNN prefers on a CPU."""
+    for parameter in net.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def layer_of(name: str) -> str:

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "hoeffding-tree": ("hoeffding_tree:measure", "our Hoeffding tree beside river's, same settings"),
     "row-sparse": ("row_sparse:measure", "a training step whose weight gradient and update are of active rows only"),
     "adab2n": ("adab2n:measure", "a layer of AdaB2N beside PyTorch's batch norm, and beside its own formulas"),
+    "sparcl": ("sparcl:measure", "a training step under masks of rows, blocks and weights beside the dense one"),
     "continual-eval": ("continual_eval:measure", "evaluation at every update, and a training step, beside Avalanche's"),
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
     "driftmoe-table": ("driftmoe_table:measure", "every stream, label delay, peer and control of DriftMoE (an hour)"),

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...streams import Array
 from ..learner import State
 
 Score = Literal["misclassified", "forgetting"]
@@ -30,6 +31,8 @@ class Removal:
         self.share, self.cutoff, self.score = share, cutoff, score
         self._rng = np.random.default_rng([seed, 79])
         self._weights: NDArray[np.int64] = np.empty(0, np.int64)
+        self._at: NDArray[np.int64] = np.empty(0, np.int64)
+        self._ids: Array | None = None
         self.begin()
 
     @property
@@ -51,15 +54,23 @@ class Removal:
         self._right = np.zeros(n, np.bool_)
         self._ever = np.zeros(n, np.bool_)
 
-    def keep(self, x: Tensor) -> Tensor | None:
-        """bool[B]: which of the rows are still there; None for all."""
+    def keep(self, x: Tensor, ids: Array | None = None) -> Tensor | None:
+        """bool[B]: which of the rows are still there; None for all. ids: of this batch, by which ``observe`` may know
+        its rows again without looking at them."""
         at = self._find(x)
         gone = self._gone[at]
-        return torch.from_numpy(~gone).to(x.device) if gone.any() else None
+        there = ~gone if gone.any() else None
+        self._at, self._ids = at, ids
+        if there is None:
+            return None
+        self._at = at[there]
+        self._ids = None if ids is None else ids[there]
+        return torch.from_numpy(there).to(x.device)
 
-    def observe(self, x: Tensor, right: Tensor) -> None:
+    def observe(self, x: Tensor, right: Tensor, ids: Array | None = None) -> None:
         """The rows were answered, rightly where bool[B] says so."""
-        at, ok = self._find(x), right.numpy(force=True)
+        known = ids is not None and self._ids is not None and np.array_equal(ids, self._ids)
+        at, ok = self._at if known else self._find(x), right.numpy(force=True)
         np.add.at(self._shown, at, 1)
         lost = ~ok & self._right[at] if self.score == "forgetting" else ~ok
         np.add.at(self._counts, at[lost], 1)
@@ -95,10 +106,11 @@ class Removal:
 
     def _digests(self, x: Tensor) -> list[int]:
         """A number for each row: its bits, each word times a fixed odd number, added up modulo 2^64."""
-        words = x.detach().cpu().contiguous().numpy().reshape(len(x), -1).view(np.int32).astype(np.int64)
+        rows = x.detach().cpu().contiguous().numpy().reshape(len(x), -1)
+        words = (rows if rows.shape[1] % 2 == 0 else np.pad(rows, ((0, 0), (0, 1)))).view(np.int64)
         if len(self._weights) != words.shape[1]:
             drawn = np.random.default_rng(words.shape[1]).integers(-(2**62), 2**62, words.shape[1])
-            self._weights = 2 * drawn + 1
+            self._weights = np.asarray(2 * drawn + 1, np.int64)
         found: list[int] = (words @ self._weights).tolist()
         return found
 

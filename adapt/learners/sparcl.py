@@ -155,7 +155,7 @@ class _SparCL(Active):
         moment = self.stages.due()
         if moment and self.removing:
             self.removal.end_stage(moment.stage)
-        keep = self.removal.keep(now.x) if self.removing else None
+        keep = self.removal.keep(now.x, now.ids) if self.removing else None
         self._now = now if keep is None else now.keep(keep)
         if moment and len(self._now):
             self.stages.taken(moment)
@@ -262,7 +262,7 @@ class _SparCL(Active):
         self.since += 1
         said = self.learner.said
         if self.removing and said is not None and len(said) == len(now):
-            self.removal.observe(now.x, said.detach().argmax(1) == now.y)
+            self.removal.observe(now.x, said.detach().argmax(1) == now.y, now.ids)
 
     def learnt(self, now: Rows) -> None:
         self.fresh.learnt(now)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ...models.compact import Rows as RowForm
 from ...models.flops import StepCost, layer_costs, step_cost
-from ...models.forms import Blocks, Form, Masked
+from ...models.forms import Blocks, Form, Masked, lay_channels_last
 from ...models.masks import Granularity, Mask, load_masks, masks_for, masks_state, prunable
-from ...models.optimisers import Entries, Only
+from ...models.optimisers import SGD, Entries, Only, RowSet
 from ...streams import InputError
 from ..learner import State
-from .parts import Rows
+from .parts import Active, Rows
 
 if TYPE_CHECKING:
     from .gradient import GradientLearner
@@ -69,11 +69,13 @@ class SparseNet:
         self.costs = layer_costs(net, torch.zeros((1, *learner.inputs.shape), device=device))
         self.masks = masks_for(prunable(net), granularity, sparsity, block=block, multiple=multiple, device=device)
         self.form: Form = Masked(net, self.masks)
+        last = device.type == "cpu" and (sparsity > 0 or share < 1)
+        if last:
+            lay_channels_last(net)
         try:
             if granularity == "block":
                 self.form = Blocks(net, self.masks, 1 - sparsity)
             elif granularity == "row":
-                last = device.type == "cpu" and sparsity > 0
                 self.form = RowForm(net, self.masks, share, generator, channels_last=last)
         except ValueError as fault:
             raise InputError(f"{fault}") from None
@@ -118,18 +120,26 @@ class SparseNet:
         """Hold an update to what moves."""
         if self._loaded:
             self._align()
-        limits = self.form.limits()
-        only |= limits
-        if not self.learner.params.clip:
-            return
-        for name, limit in limits.items():
+        clip, plain = bool(self.learner.params.clip), self._plain()
+        for name, limit in self.form.limits().items():
             grad = grads.get(name)
             if grad is None:
                 continue
-            if isinstance(limit, Entries):
-                grads[name] = grad * limit.mask
-            else:
+            if isinstance(limit, RowSet) and (clip or plain):
                 grads[name] = torch.zeros_like(grad).index_copy_(0, limit.index, grad.index_select(0, limit.index))
+            elif isinstance(limit, Entries) and clip:
+                grads[name] = grad * limit.mask
+            if isinstance(limit, Entries) or not plain:
+                only[name] = limit
+
+    def _plain(self) -> bool:
+        """Whether an entry whose gradient is 0 keeps every bit anyway: SGD and nothing more, and nobody who changes
+        gradients afterwards. Rows then take the whole update, which is one call for all parameters."""
+        learner, optimiser = self.learner, self.learner.optimiser
+        if not isinstance(optimiser, SGD) or optimiser.momentum or optimiser.weight_decay:
+            return False
+        others = [part for part in (*learner.techniques, learner.policy) if getattr(part, "sparse", None) is not self]
+        return all(type(part).gradients is Active.gradients for part in others)
 
     def _align(self) -> None:
         """Moments out of a file get the layout in memory that their weights have: other layouts, other last bits."""

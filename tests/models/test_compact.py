@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from driftway.models.compact import Rows, links_of
-from driftway.models.forms import layer_of
+from driftway.models.forms import lay_channels_last, layer_of
 from driftway.models.masks import Mask, masks_for, prunable
 from driftway.models.networks import Network, build
 from driftway.models.norms import replace_norms
@@ -36,6 +36,8 @@ def made(
     twin = copy.deepcopy(net)
     masks = masks_for(prunable(net), "row", 0.6)
     assert masks
+    if channels_last:
+        lay_channels_last(net)
     return net, twin, Rows(net, masks, share, np.random.default_rng(0), channels_last=channels_last)
 
 
