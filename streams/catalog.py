@@ -62,6 +62,13 @@ def _shifts(name: str, summary: str, citation: str, dataset: str | None, params:
     return StreamEntry(f"image_shifts:{name.replace('-', '_')}", summary, citation, params, dataset)
 
 
+_YU = "setting: Yu, Lu, Zhang, arXiv 2506.05736, 2025"
+
+
+def _few_shots(name: str, summary: str, citation: str, dataset: str | None, params: str = "Gilcd") -> StreamEntry:
+    return StreamEntry(f"gilcd:{name.replace('-', '_')}", summary, f"{_YU}; {citation}", params, dataset)
+
+
 STREAMS: dict[str, StreamEntry] = {
     "digits": StreamEntry(
         "generators:digits",
@@ -141,6 +148,25 @@ STREAMS: dict[str, StreamEntry] = {
         f"{_HENDRYCKS}; {_CIFAR}",
         "cifar10",
         "CorruptedCifar10",
+    ),
+    "domain-shift": StreamEntry(
+        "domain_shift:domain_shift",
+        "from one image file (source) to another (target), both npz",
+        "no data of its own",
+        "Domains",
+    ),
+    "digits-gilcd": _few_shots(
+        "digits-gilcd", "digits: new classes from five shots each, then unlabelled drift; needs no download", _OCR, None
+    ),
+    "mnist-gilcd": _few_shots(
+        "mnist-gilcd", "MNIST: new classes from five shots each, then unlabelled drift", _MNIST, "mnist"
+    ),
+    "omniglot-gilcd": _few_shots(
+        "omniglot-gilcd",
+        "100 handwritten characters: new classes from five shots each, then unlabelled drift",
+        "Lake, Salakhutdinov, Tenenbaum: Science 350(6266), 2015",
+        None,
+        "OmniglotGilcd",
     ),
     "electricity": _staged(
         "electricity", "45,312 half-hours of an electricity market: price up or down", "Harries 1999"

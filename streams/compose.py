@@ -167,7 +167,7 @@ def drop_labels(stream: Stream, rate: float, seed: int = 0) -> Stream:
             return Batch(event.ids, event.x, event.time, y.astype(event.y.dtype))
         if isinstance(event, Labels):
             kept = uniform(seed, event.ids) >= rate
-            return Labels(event.ids[kept], event.y[kept], event.time) if kept.any() else None
+            return Labels(event.ids[kept], event.y[kept], event.time, event.learn) if kept.any() else None
         return event
 
     return Mapped(stream.spec, stream, dropped)

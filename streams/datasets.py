@@ -14,7 +14,7 @@ from .spec import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Published:
     """One published file: its address and the sha256 of its bytes."""
 
     url: str
@@ -37,7 +37,7 @@ class Dataset:
     convert: str
     licence: str
     publisher: str
-    sources: tuple[Source, ...]
+    sources: tuple[Published, ...]
     part: str = ""
     holds: tuple[tuple[str, str], ...] = ()
 
@@ -72,7 +72,7 @@ def _entry(
     """A data set whose sources lie in a GitHub repository at one commit."""
     owner, commit = repository
     raw = f"https://raw.githubusercontent.com/{owner}/{commit}/"
-    sources = tuple(Source(raw + path, sha256) for path, sha256 in paths)
+    sources = tuple(Published(raw + path, sha256) for path, sha256 in paths)
     return Dataset(name, file, content, convert, licence, f"https://github.com/{owner}", sources)
 
 

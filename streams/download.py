@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import convert
-from .datasets import Dataset, Source, cache_folder
+from .datasets import Dataset, Published, cache_folder
 from .spec import InputError
 
 Progress = Callable[[str, int, int | None], None]
@@ -56,7 +56,7 @@ def _convert(dataset: Dataset, work: Path, made: Path, progress: Progress | None
     getattr(convert, dataset.convert)(parts, made)
 
 
-def download(source: Source, path: Path, progress: Progress | None = None) -> None:
+def download(source: Published, path: Path, progress: Progress | None = None) -> None:
     """One file, checked against its sha256. Raises InputError in one line."""
     import urllib.error
     import urllib.request

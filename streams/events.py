@@ -45,11 +45,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Labels of earlier rows that come later. ids: int64[B]; y as in ``Batch``."""
+    """Labels of earlier rows that come later. ids: int64[B]; y as in ``Batch``.
+
+    learn=False: they are for whoever judges the answers; the learner never sees them.
+    """
 
     ids: Array
     y: Array
     time: float
+    learn: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from driftway.streams import DATASETS, Dataset, fetch, folders, locate
 from driftway.streams.convert import content_digest
-from driftway.streams.datasets import Source
+from driftway.streams.datasets import Published
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def published(site: tuple[Path, str], name: str, **files: bytes) -> Dataset:
     folder, url = site
     for file, content in files.items():
         (folder / file).write_bytes(content)
-    sources = tuple(Source(url + f, hashlib.sha256(c).hexdigest()) for f, c in files.items())
+    sources = tuple(Published(url + f, hashlib.sha256(c).hexdigest()) for f, c in files.items())
     return dataclasses.replace(DATASETS[name], sources=sources, content="?")
 
 
@@ -76,10 +76,10 @@ def test_what_can_go_wrong_is_one_line(site: tuple[Path, str], tmp_path: Path) -
     dataset = published(site, "etth1", ETTh1=b"a,b\n1,2\n")
     source = dataset.sources[0]
     for changed, message in [
-        (Source(source.url, "0" * 64), "8 bytes with sha256"),
-        (Source(source.url + "x", source.sha256), "the server answers 404"),
-        (Source("http://127.0.0.1:1/x", source.sha256), "cannot be reached"),
-        (Source(Path("/x").as_uri(), source.sha256), "only http and https"),
+        (Published(source.url, "0" * 64), "8 bytes with sha256"),
+        (Published(source.url + "x", source.sha256), "the server answers 404"),
+        (Published("http://127.0.0.1:1/x", source.sha256), "cannot be reached"),
+        (Published(Path("/x").as_uri(), source.sha256), "only http and https"),
     ]:
         with pytest.raises(dw.InputError, match=message) as caught:
             fetch(dataclasses.replace(dataset, sources=(changed,)), tmp_path / "out")
