@@ -24,6 +24,8 @@ _HOMES = {
     "adapt.learners.adab2n": "AdaB2N",
     "adapt.learners.migu": "MIGU",
     "adapt.learners.regularisers": "EWC LwF",
+    "adapt.learners.sparcl": "SparCL",
+    "adapt.learners.sparse_controls": "MagnitudeMask RandomMask RigL SET SNIP",
     "models.networks": "Network",
     "adapt.guard": "Guard Rollback",
     "adapt.checkpoint": "Checkpointer",
