@@ -2,8 +2,8 @@
 
 Hendrycks, Dietterich: Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019. The
 parameters are those of its CIFAR variant; the code is our own. What differs: frost is made up (``image_weather``),
-glass exchanges pixels (``image_blur``), elastic distortion is one look-up (``image_digital``), and nothing but JPEG
-and the input of shot noise is rounded to 8 bits.
+elastic distortion is one look-up (``image_digital``), and nothing but JPEG and the input of shot noise is rounded to
+8 bits.
 """
 
 from __future__ import annotations
