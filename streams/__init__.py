@@ -10,6 +10,7 @@ from .download import fetch
 from .drift import concat, incremental
 from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, concatenate
 from .experiences import from_experiences
+from .few_shot_features import FewShotFeatures, few_shot_features
 from .files import FileParams, open_file
 from .sources import BLOCK, BlockStream, from_arrays
 from .spec import MAX_CLASSES, Column, Experience, InputError, Source, Stream, StreamSpec
@@ -32,6 +33,7 @@ __all__ = [
     "Dataset",
     "Event",
     "Experience",
+    "FewShotFeatures",
     "FileParams",
     "Forget",
     "InputError",
@@ -49,6 +51,7 @@ __all__ = [
     "describe",
     "drop_labels",
     "fetch",
+    "few_shot_features",
     "folders",
     "from_arrays",
     "from_experiences",
