@@ -10,7 +10,7 @@ from .download import fetch
 from .drift import concat, incremental
 from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, concatenate
 from .experiences import from_experiences
-from .few_shot_features import FewShotFeatures, few_shot_features
+from .few_shots import FewShotFeatures, few_shot_features
 from .files import FileParams, open_file
 from .sources import BLOCK, BlockStream, from_arrays
 from .spec import MAX_CLASSES, Column, Experience, InputError, Source, Stream, StreamSpec
