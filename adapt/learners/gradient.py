@@ -21,6 +21,7 @@ from ...models.networks import Network, build, grow_head
 from ...models.optimisers import SGD, AdamW, Only, Optimiser, grow_slots
 from ...streams import Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
+from .memory import Memory
 from .parts import Active, Loss, Part, Rows, check_parts
 from .replay import Finetune
 
@@ -106,6 +107,8 @@ class GradientLearner(Learner):
         self.net = self._network() if model is None else model
         self.net.to(self.device).eval()
         self.optimiser = self._optimiser()
+        self.memory: Memory | None = None
+        """Rows of the past, where the policy keeps any."""
         self.said: Tensor | None = None
         """What the network last said of the rows at hand in training mode, float32[B, C] with its graph."""
         self._body_version = 0
@@ -225,6 +228,15 @@ class GradientLearner(Learner):
             features = self.net.body.eval()(x)
         return self.net.head(features)
 
+    def recall(self, n: int) -> Rows | None:
+        """n rows out of the memory (fewer while it has fewer), on the learner's device; None while it is empty."""
+        return None if self.memory is None else self.memory.draw(n, self.device)
+
+    def remember(self, rows: Rows, logits: Tensor | None = None) -> None:
+        """Offer rows to the memory."""
+        if self.memory is not None:
+            self.memory.insert(rows, logits)
+
     def cross_entropy(self, z: Tensor, rows: Rows) -> Tensor:
         """Mean cross-entropy; over the classes of each row's own experience where the scenario (or ``single_head``,
         for rows at hand) says so."""
@@ -299,7 +311,8 @@ class GradientLearner(Learner):
     # --- state --------------------------------------------------------------------------------------------------
 
     def telemetry(self) -> dict[str, float]:
-        found = {k: v for part in (*self.techniques, self.policy) for k, v in part.telemetry().items()}
+        kept = {} if self.memory is None else {"memory_rows": float(self.memory.size)}
+        found = kept | {k: v for part in (*self.techniques, self.policy) for k, v in part.telemetry().items()}
         return found | self._split if self.params.split_gradients else found
 
     def state(self) -> State:
@@ -308,6 +321,7 @@ class GradientLearner(Learner):
             "classes": self.net.head.out_features,
             "optimiser": self.optimiser.state(),
             "inputs": self.inputs.state(),
+            "memory": None if self.memory is None else self.memory.state(),
             "policy": self.policy.state(),
             "techniques": [part.state() for part in self.techniques],
             "counts": {"task": self.task, "seen": self.seen, "updates": self.updates},
@@ -320,6 +334,8 @@ class GradientLearner(Learner):
         self.task, self.seen, self.updates = int(counts["task"]), int(counts["seen"]), int(counts["updates"])
         for part, kept in zip(self.techniques, state["techniques"], strict=True):
             part.load(kept)
+        if self.memory is not None:
+            self.memory.load(state["memory"])
         self.policy.load(state["policy"])
         self.net.load_state_dict(state["net"])
         self.net.eval()

@@ -64,8 +64,8 @@ class Fresh:
         return now if len(now) > 1 else None
 
     def memory(self) -> Rows | None:
-        """Rows of the policy's memory; None where it has none, or fewer than two."""
-        memory = getattr(self.learner.policy, "memory", None)
+        """Rows of the memory; None where there is none, or fewer than two in it."""
+        memory = self.learner.memory
         if memory is None or memory.size < 2:
             return None
         drawn = self.generator.choice(memory.size, min(self.rows, memory.size), replace=False, shuffle=False)

@@ -79,11 +79,11 @@ class ER:
 class _ER(Active):
     def __init__(self, learner: GradientLearner, values: ER) -> None:
         self.learner, self.values = learner, values
-        self.memory = memory_for(learner, values.memory, values.buffer)
+        learner.memory = memory_for(learner, values.memory, values.buffer)
 
     def loss(self, now: Rows) -> Loss:
         learner, lam = self.learner, self.values.lam
-        old = self.memory.draw(self.values.replay_batch, learner.device)
+        old = self.learner.recall(self.values.replay_batch)
         if old is None:
             loss = learner.cross_entropy(learner.logits(now)[0], now)
             return Loss(loss if lam is None else lam * loss)
@@ -92,16 +92,7 @@ class _ER(Active):
         return Loss(loss, loss_old) if lam is None else Loss(lam * loss, (1 - lam) * loss_old)
 
     def learnt(self, now: Rows) -> None:
-        self.memory.insert(now)
-
-    def telemetry(self) -> dict[str, float]:
-        return {"memory_rows": float(self.memory.size)}
-
-    def state(self) -> State:
-        return {"memory": self.memory.state()}
-
-    def load(self, state: State) -> None:
-        self.memory.load(state["memory"])
+        self.learner.remember(now)
 
 
 @dataclass(frozen=True)
@@ -133,12 +124,12 @@ class ERACE:
 class _ERACE(Active):
     def __init__(self, learner: GradientLearner, values: ERACE) -> None:
         self.learner, self.values = learner, values
-        self.memory = memory_for(learner, values.memory, values.buffer)
+        learner.memory = memory_for(learner, values.memory, values.buffer)
         self.met = torch.zeros(learner.net.head.out_features, dtype=torch.bool, device=learner.device)
 
     def loss(self, now: Rows) -> Loss:
         learner = self.learner
-        old = self.memory.draw(self.values.replay_batch, learner.device)
+        old = self.learner.recall(self.values.replay_batch)
         z, *z_old = learner.logits(now) if old is None else learner.logits(now, old)
         absent = self.met.clone()
         absent[now.y] = False
@@ -147,19 +138,15 @@ class _ERACE(Active):
 
     def learnt(self, now: Rows) -> None:
         self.met[now.y] = True
-        self.memory.insert(now)
+        self.learner.remember(now)
 
     def grown(self, name: str, rows: int) -> None:
         self.met = torch.nn.functional.pad(self.met, (0, rows - len(self.met)))
 
-    def telemetry(self) -> dict[str, float]:
-        return {"memory_rows": float(self.memory.size)}
-
     def state(self) -> State:
-        return {"memory": self.memory.state(), "met": self.met}
+        return {"met": self.met}
 
     def load(self, state: State) -> None:
-        self.memory.load(state["memory"])
         self.met = state["met"].clone().to(self.learner.device)
 
 
@@ -197,12 +184,12 @@ class DERpp:
 class _DERpp(Active):
     def __init__(self, learner: GradientLearner, values: DERpp) -> None:
         self.learner, self.values = learner, values
-        self.memory = memory_for(learner, values.memory, values.buffer, logits=True)
+        learner.memory = memory_for(learner, values.memory, values.buffer, logits=True)
 
     def loss(self, now: Rows) -> Loss:
         learner, values = self.learner, self.values
-        dark = self.memory.draw(values.replay_batch, learner.device)
-        old = self.memory.draw(values.replay_batch, learner.device)
+        dark = self.learner.recall(values.replay_batch)
+        old = self.learner.recall(values.replay_batch)
         if dark is None or old is None or dark.logits is None:
             return Loss(learner.cross_entropy(learner.logits(now)[0], now))
         z, z_dark, z_old = learner.logits(now, dark, old)
@@ -211,16 +198,7 @@ class _DERpp(Active):
         return Loss(learner.cross_entropy(z, now), past)
 
     def learnt(self, now: Rows) -> None:
-        self.memory.insert(now, self.learner.said)
-
-    def telemetry(self) -> dict[str, float]:
-        return {"memory_rows": float(self.memory.size)}
-
-    def state(self) -> State:
-        return {"memory": self.memory.state()}
-
-    def load(self, state: State) -> None:
-        self.memory.load(state["memory"])
+        self.learner.remember(now, self.learner.said)
 
 
 @dataclass(frozen=True)
@@ -248,13 +226,13 @@ class AGEM:
 class _AGEM(Active):
     def __init__(self, learner: GradientLearner, values: AGEM) -> None:
         self.learner, self.values = learner, values
-        self.memory = memory_for(learner, values.memory, values.buffer)
+        learner.memory = memory_for(learner, values.memory, values.buffer)
         self._past: dict[str, Tensor | None] = {}
         self._projected = self._updates = 0
 
     def loss(self, now: Rows) -> Loss:
         learner = self.learner
-        old = self.memory.draw(self.values.replay_batch, learner.device)
+        old = self.learner.recall(self.values.replay_batch)
         self._past = {}
         if old is not None:
             (z_old,) = learner.logits(old)
@@ -280,16 +258,15 @@ class _AGEM(Active):
             grads[name] = g - scale * r
 
     def learnt(self, now: Rows) -> None:
-        self.memory.insert(now)
+        self.learner.remember(now)
 
     def telemetry(self) -> dict[str, float]:
-        return {"memory_rows": float(self.memory.size), "projected": self._projected / max(1, self._updates)}
+        return {"projected": self._projected / max(1, self._updates)}
 
     def state(self) -> State:
-        return {"memory": self.memory.state(), "projected": self._projected, "updates": self._updates}
+        return {"projected": self._projected, "updates": self._updates}
 
     def load(self, state: State) -> None:
-        self.memory.load(state["memory"])
         self._projected, self._updates = int(state["projected"]), int(state["updates"])
 
 
@@ -318,25 +295,18 @@ class Joint:
 class _Joint(Active):
     def __init__(self, learner: GradientLearner, values: Joint) -> None:
         self.learner, self.values = learner, values
-        self.memory = memory_for(learner, 1024, "reservoir")
+        learner.memory = memory_for(learner, 1024, "reservoir")
 
     def loss(self, now: Rows) -> Loss:
-        if self.memory.size + len(now) > self.memory.capacity:
-            self.memory.enlarge(2 * self.memory.capacity + len(now))
-        self.memory.insert(now)
-        rows = self.memory.draw(self.values.replay_batch, self.learner.device)
+        memory = self.learner.memory
+        assert memory is not None
+        if memory.size + len(now) > memory.capacity:
+            memory.enlarge(2 * memory.capacity + len(now))
+        memory.insert(now)
+        rows = self.learner.recall(self.values.replay_batch)
         assert rows is not None
         (z,) = self.learner.logits(rows)
         return Loss(None, self.learner.cross_entropy(z, rows))
-
-    def telemetry(self) -> dict[str, float]:
-        return {"memory_rows": float(self.memory.size)}
-
-    def state(self) -> State:
-        return {"memory": self.memory.state()}
-
-    def load(self, state: State) -> None:
-        self.memory.load(state["memory"])
 
 
 def memory_for(learner: GradientLearner, capacity: int, kind: Kind, *, logits: bool = False) -> Memory:

@@ -32,7 +32,7 @@ ALLOWED = [*PARTS, *(pair for pair in PAIRS if refused(pair) is None)]
 def small(name: str, stream: Any, **more: Any) -> Any:
     """The parts over a network small enough to be quick, with a norm layer for those who want one."""
     settings: dict[str, Any] = {"model": "convnet:8-8", "lr": 0.05, "memory": 20, "fisher_rows": 8, **more}
-    known = {f for f in learner_params(name).__dataclass_fields__}
+    known = learner_params(name).__dataclass_fields__
     return dw.learner(name, stream.spec, seed=2, **{k: v for k, v in settings.items() if k in known})
 
 

@@ -110,7 +110,7 @@ def drawn_again(memory: Memory, times: int, n: int) -> list[Rows]:
 @pytest.mark.parametrize(("lam", "weights"), [(None, (1, 1)), (0.3, (0.3, 0.7))])
 def test_er_weighs_the_rows_at_hand_and_the_memory(small_tasks, teach, lam, weights) -> None:
     learner, now = prepared("er", small_tasks, teach, memory=20, replay_batch=5, lam=lam)
-    (old,) = drawn_again(learner.policy.memory, 1, 5)
+    (old,) = drawn_again(learner.memory, 1, 5)
     loss = learner.policy.loss(now)
     assert_close(loss.plasticity, weights[0] * F.cross_entropy(learner.net(now.x), now.y))
     assert_close(loss.stability, weights[1] * F.cross_entropy(learner.net(old.x), old.y))
@@ -126,7 +126,7 @@ def test_er_ace_does_not_push_down_absent_old_classes(small_tasks, teach) -> Non
 
 def test_derpp_is_three_terms(small_tasks, teach) -> None:
     learner, now = prepared("derpp", small_tasks, teach, memory=20, replay_batch=5, alpha=0.3, beta=0.6)
-    dark, old = drawn_again(learner.policy.memory, 2, 5)
+    dark, old = drawn_again(learner.memory, 2, 5)
     loss = learner.policy.loss(now)
     assert_close(loss.plasticity, F.cross_entropy(learner.net(now.x), now.y))
     past = 0.3 * F.mse_loss(learner.net(dark.x), dark.logits) + 0.6 * F.cross_entropy(learner.net(old.x), old.y)
@@ -140,7 +140,7 @@ def test_derpp_keeps_what_was_said_when_the_row_was_met(small_tasks) -> None:
     with torch.no_grad():
         said = learner.net(learner._tensor(batch.x))
     learner.learn(batch, learner.predict(batch))
-    assert_close(learner.policy.memory.logits[:8], said)
+    assert_close(learner.memory.logits[:8], said)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_agem_projects_only_what_would_raise_the_loss_of_the_past(small_tasks, g
 def test_joint_keeps_everything_and_learns_from_all_of_it(small_tasks, teach) -> None:
     stream = small_tasks(rows=600)
     learner: Any = teach(dw.learner("joint", stream.spec, model="mlp:16"), dw.rebatch(stream, 50))
-    assert learner.policy.memory.size == 1800
-    assert sorted(set(learner.policy.memory.y[:1800].tolist())) == [0, 1, 2, 3, 4, 5]
+    assert learner.memory.size == 1800
+    assert sorted(set(learner.memory.y[:1800].tolist())) == [0, 1, 2, 3, 4, 5]
 
 
 def test_replay_remembers_what_fine_tuning_forgets(small_tasks, teach) -> None:

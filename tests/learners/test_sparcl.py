@@ -193,7 +193,7 @@ def test_with_everything_off_it_is_the_dense_learner_bit_for_bit(granularity: st
     for name, weight in dense.weights.items():
         assert torch.equal(sparse.weights[name], weight)
     assert digest(sparse.optimiser.state()) == digest(dense.optimiser.state())
-    assert torch.equal(sparse.policy.memory.x, dense.policy.memory.x)
+    assert torch.equal(sparse.memory.x, dense.memory.x)
 
 
 def test_scoring_leaves_no_trace() -> None:
@@ -358,15 +358,19 @@ def restored(made: Any, fresh: Any) -> Any:
     return fresh
 
 
-@pytest.mark.parametrize("settings", KINDS, ids=[" ".join(map(str, k.values())) for k in KINDS])
-def test_saved_and_continued_equals_uninterrupted(settings: dict[str, Any]) -> None:
+NAMES = [*["er+sparcl"] * len(KINDS), "er+adab2n+sparcl", "er+sparcl+adab2n"]
+KINDS += [{"granularity": "row", "model": "convnet:8-16-32", "optimizer": "adamw", "lr": 0.01, "sparsity": 0.7}] * 2
+
+
+@pytest.mark.parametrize(("name", "settings"), list(zip(NAMES, KINDS, strict=True)))
+def test_saved_and_continued_equals_uninterrupted(name: str, settings: dict[str, Any]) -> None:
     over = stream(2, 8)
     events = list(dw.rebatch(stream(2, 8), BATCH))
-    straight = learner(over=over, **settings)
+    straight = learner(name, over=over, **settings)
     others: dict[int, Any] = {}
     for i, event in enumerate(events):
         if i in (20, 31):
-            others[i] = restored(straight, learner(over=over, **settings))
+            others[i] = restored(straight, learner(name, over=over, **settings))
             assert digest(others[i].state()) == digest(straight.state())
         for made in (straight, *others.values()):
             if isinstance(event, dw.Boundary):
