@@ -9,7 +9,7 @@ the middle of the car. Agents replay their log: float64[A, S, 4] alike, with S >
 collision looks 0.9 s ahead; where the log has ended nothing is met any more); sizes are float64[A, 2], length, width.
 
 Ours: plans come from the bicycle model itself, so no controller tracks them; where NAVSIM takes angles from the rear
-axle we take them from the middle; the windows of the smoothing are those of nuPlan's comfort metrics as we know them.
+axle we take them from the middle.
 """
 
 from __future__ import annotations
@@ -31,8 +31,15 @@ LOOK_AHEAD = (0, 3, 6, 9)
 AHEAD, BEHIND = np.deg2rad(30.0), np.deg2rad(150.0)
 SHORT = 5.0
 """m: where nobody could get further, progress is not asked for."""
-WINDOW, ACCELERATION_WINDOW = 15, 8
-COMFORT = {"lateral acceleration": 4.89, "jerk": 8.37, "longitudinal jerk": 4.13, "yaw rate": 0.95, "yaw": 1.93}
+YAW_WINDOW, SMOOTH_WINDOW, JERK_WINDOW = 5, 8, 15
+"""Steps of the windows of smoothing: of angles, of accelerations, and of the slopes of accelerations."""
+COMFORT = {
+    "lateral acceleration": 4.89,
+    "jerk": 8.37,
+    "longitudinal jerk": 4.13,
+    "yaw rate": 0.95,
+    "yaw acceleration": 1.93,
+}
 LONGITUDINAL = (-4.05, 2.40)
 
 
@@ -168,23 +175,20 @@ def ego_progress(progress: Array, gate: Array, reference: float) -> Array:
 
 def comfort(plans: Array) -> Array:
     """C, float64[M]: 1 if smoothed accelerations, jerks and yaw rates always stay within NAVSIM's limits, else 0."""
-    yaw = np.unwrap(plans[..., 2], axis=-1)
-    speed = plans[..., 3]
-    yaw_rate = yaw @ _smoothing(speed.shape[1], WINDOW, 2, 1)
-    along = np.gradient(speed, STEP, axis=-1)
-    across = speed * np.gradient(yaw, STEP, axis=-1)
-    smooth = _smoothing(speed.shape[1], ACCELERATION_WINDOW, 2, 0)
-    slope = _smoothing(speed.shape[1], WINDOW, 2, 1)
-    felt, sideways = along @ smooth, across @ smooth
+    yaw, speed = np.unwrap(plans[..., 2], axis=-1), plans[..., 3]
+    along, across = np.gradient(speed, STEP, axis=-1), speed * np.gradient(yaw, STEP, axis=-1)
+    steps = speed.shape[1]
+    smooth, slope = _smoothing(steps, SMOOTH_WINDOW, 2, 0), _smoothing(steps, JERK_WINDOW, 2, 1)
+    felt = along @ smooth
     within = [
         (felt > LONGITUDINAL[0]) & (felt < LONGITUDINAL[1]),
-        np.abs(sideways) < COMFORT["lateral acceleration"],
-        np.abs(np.hypot(felt, sideways) @ slope) < COMFORT["jerk"],
+        np.abs(across @ smooth) < COMFORT["lateral acceleration"],
+        np.abs(np.hypot(along, across) @ smooth @ slope) < COMFORT["jerk"],
         np.abs(felt @ slope) < COMFORT["longitudinal jerk"],
-        np.abs(yaw_rate) < COMFORT["yaw rate"],
-        np.abs(yaw @ _smoothing(speed.shape[1], WINDOW, 3, 2)) < COMFORT["yaw"],
+        np.abs(yaw @ _smoothing(steps, YAW_WINDOW, 2, 1)) < COMFORT["yaw rate"],
+        np.abs(yaw @ _smoothing(steps, YAW_WINDOW, 3, 2)) < COMFORT["yaw acceleration"],
     ]
-    return np.logical_and.reduce(within).all(-1).astype(np.float64)
+    return np.where(np.logical_and.reduce(within).all(-1), 1.0, 0.0)
 
 
 @lru_cache(maxsize=16)

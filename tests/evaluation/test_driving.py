@@ -175,3 +175,11 @@ def test_comfort(acceleration: Any, turn: float, felt: float) -> None:
 def test_yaw_rate_limit() -> None:
     assert comfort(driven_by(np.zeros(40), 0.9, speed=3.0)).tolist() == [1.0]
     assert comfort(driven_by(np.zeros(40), 1.0, speed=3.0)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("change", "felt"), [(0.44, 1.0), (0.46, 0.0)])
+def test_yaw_acceleration_limit(change: float, felt: float) -> None:
+    """Over five poses a sudden change of yaw rate by r looks like 3/7 r / 0.1 s; the limit is 1.93 rad/s^2."""
+    driven = driven_by(np.zeros(40), speed=2.0)
+    driven[0, 20:, 2] = 0.1 * change * np.arange(21)
+    assert comfort(driven).tolist() == [felt]
