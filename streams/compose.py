@@ -62,7 +62,8 @@ def rebatch(stream: Stream, n: int) -> Stream:
     """Batches of exactly ``n`` rows, cut and joined across the source's.
 
     Boundary, Labels and Forget events keep their exact place among the rows, so the batch before one may be smaller; so
-    may the last. A rejected row is passed on at once and does not end a batch.
+    may the last, and one where rows without labels follow rows with them, or the other way round. A rejected row is
+    passed on at once and does not end a batch.
     """
     return _Rebatch(stream, _whole(n, "rebatch: n", 1))
 
@@ -89,11 +90,12 @@ class _Rebatch:
                 if not held and len(event) >= n:
                     yield from self._cut(feed, event)
                     continue
-                part = feed.take(n - count)
-                count += len(part)
-                held.append(part)
-                if count < n:
-                    continue
+                if not held or (held[0].y is None) == (event.y is None):
+                    part = feed.take(n - count)
+                    count += len(part)
+                    held.append(part)
+                    if count < n:
+                        continue
             elif isinstance(event, Rejected):
                 feed.drop()
                 self._passed += bool(held)

@@ -97,6 +97,15 @@ def test_seek(check_seek: Any) -> None:
     check_seek(lambda: dw.rebatch(dw.stream("digits-gilcd", rows=60), 16), range(0, 60, 5))
 
 
+def test_shots_keep_their_labels_in_other_batches() -> None:
+    for n in (1, 4, 16, 64, 1000):
+        batches = [e for e in dw.rebatch(dw.stream("digits-gilcd", rows=60), n) if isinstance(e, dw.Batch)]
+        shots = [b for b in batches if b.y is not None]
+        assert sum(map(len, shots)) == 20
+        assert all((b.y >= 6).all() for b in shots)
+        assert max(map(len, batches)) == min(n, 120)
+
+
 def test_labels_for_judging_stay_so() -> None:
     source = dw.stream("digits-gilcd", rows=60)
     for composed in (
