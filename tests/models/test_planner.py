@@ -120,7 +120,7 @@ def test_short_training_beats_chance_by_far_and_repeats() -> None:
     seen = scenes(range(160))
     metrics, expert = judge(seen, PLANS)
     x = np.stack([s.observations[-1] for s in seen])
-    nets = [train_planner(PLANS, LAYOUT, x, metrics, expert, steps=60, batch=32, lr=3e-3, width=32) for _ in range(2)]
+    nets = [train_planner(PLANS, LAYOUT, x, metrics, expert, steps=60, batch=32, width=32) for _ in range(2)]
     assert all(torch.equal(p, q) for p, q in zip(nets[0].state_dict().values(), nets[1].state_dict().values()))
     assert not any(p.requires_grad for p in nets[0].parameters())
     held = scenes(range(60), split="validation")
