@@ -234,7 +234,7 @@ def _first_of_each(drawn: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct entries, and a place where each was drawn (all draws of an entry are in one group)."""
     entries, inverse = torch.unique(drawn, return_inverse=True)
     places = torch.empty_like(entries)
-    places[inverse] = torch.arange(len(drawn))
+    places[inverse] = torch.arange(len(drawn), device=drawn.device)
     return entries, places
 
 
@@ -247,4 +247,4 @@ def _greedy_groups(drawn: Tensor, distance: Tensor, radius: float) -> Tensor:
         if group == len(heads):
             heads.append(i)
         groups.append(group)
-    return torch.tensor(groups)
+    return torch.tensor(groups, device=drawn.device)
