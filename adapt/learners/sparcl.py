@@ -180,16 +180,14 @@ class _SparCL(Active):
         if not shrinks and all(m.count(worth(m.granules.n, grow_to, s)) <= int(m.active.sum()) for m in masks):
             return
         gradients = self._gradients(now) if shrinks else {}
-        weights = {
-            n: self._size_of(n) + gradients[n] if n in gradients else self._size_of(n) for n in self.sparse.masks
-        }
-        self.sparse.renew(lambda name, mask: self._exchange(name, mask, weights[name], prune_to, grow_to))
+        cwi = {name: self._size_of(name) + gradients.get(name, 0.0) for name in self.sparse.masks}
+        self.sparse.renew(lambda name, mask: self._exchange(name, mask, cwi[name], prune_to, grow_to))
         self.since = 0
 
     def _exchange(self, name: str, mask: Mask, importance: Tensor, prune_to: float, grow_to: float) -> Tensor:
         """Drop the least important granules, grow others; which are new, bool[n]."""
         scores, n = self.sparse.pool(name, importance), mask.granules.n
-        if self.values.percentile:
+        if self.values.percentile and prune_to:
             kept = mask.active & above_percentile(scores.masked_fill(~mask.active, 0.0), prune_to)
             mask.replace(kept)
             return mask.add(sprout(kept, int(n - int(kept.sum()) - grow_to * n + 1e-9), self.generator))
@@ -231,20 +229,23 @@ class _SparCL(Active):
             self._choose_moving(grads)
         self.sparse.limit(grads, only)
         if self.values.merged:
-            moving = {n: m.granules.spread(m.moving) for n, m in self.sparse.masks.items()} if self._dense else {}
-            found = {n: grads[n] for n in self.sparse.masks}
-            self.last = {n: g * moving[n] if n in moving else g for n, g in found.items() if g is not None}
+            self.last = {name: g for name in self.sparse.masks if (g := self._left_over(name, grads)) is not None}
 
     def _choose_moving(self, grads: dict[str, Tensor | None]) -> None:
         assert self._now is not None
         if self.values.merged:
-            importance = {n: size(g) for n in self.sparse.masks if (g := grads.get(n)) is not None}
+            cgi = {name: size(g) for name in self.sparse.masks if (g := grads.get(name)) is not None}
         else:
-            importance = self._gradients(self._now)
+            cgi = self._gradients(self._now)
         for name, mask in self.sparse.masks.items():
-            if name in importance:
-                mask.moving = self._moving(mask, self.sparse.pool(name, importance[name]))
+            if name in cgi:
+                mask.moving = self._moving(mask, self.sparse.pool(name, cgi[name]))
         self.sparse.moved()
+
+    def _left_over(self, name: str, grads: dict[str, Tensor | None]) -> Tensor | None:
+        """The gradient as the code finds it at the next change of masks; of single weights only those that moved."""
+        grad, mask = grads.get(name), self.sparse.masks[name]
+        return grad if grad is None or mask.granules.block != (1, 1) else grad * mask.granules.spread(mask.moving)
 
     def _moving(self, mask: Mask, scores: Tensor) -> Tensor:
         density = self.values.gradient_share * (1 - self.values.sparsity)
@@ -253,10 +254,6 @@ class _SparCL(Active):
             edge = float(np.percentile(scores.numpy(force=True), 100 * (1 - density)))
             return (scores >= edge) & (scores > 0)
         return best(scores, mask.active, keep_count(mask.granules.n, 1 - density))
-
-    @property
-    def _dense(self) -> bool:
-        return self.values.granularity == "element"
 
     def after_step(self, now: Rows) -> None:
         self.since += 1
