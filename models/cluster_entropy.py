@@ -114,7 +114,7 @@ class ClusterEntropy(nn.Module):
         return _log_masses(log_p, self.cluster_ids, self.assign, self.clusters).exp()
 
     def _u(self, logits: Tensor) -> Tensor:
-        u = logits / self.temperature
+        u = logits if self.temperature == 1 else logits / self.temperature
         return u if self.prior is None else u + self.prior.to(u.dtype)
 
     def extra_repr(self) -> str:
