@@ -152,16 +152,16 @@ class Loop:
             return
         if self.row_by_row:
             for waiting, i in zip(rows, known):
-                self._learn(waiting, y[i : i + 1])
+                self._learn(waiting, y[i : i + 1], labels.learn)
         elif len(rows) == 1:
-            self._learn(rows[0], y[known])
+            self._learn(rows[0], y[known], labels.learn)
         else:
             joined = Waiting(
                 concatenate([w.batch for w in rows]),
                 stack([w.prediction for w in rows]),
                 np.concatenate([w.baseline for w in rows]),
             )
-            self._learn(joined, y[known])
+            self._learn(joined, y[known], labels.learn)
 
     def forget(self, request: Forget) -> Receipt:
         """Unlearn rows exactly; raises ``CannotForget`` where the learner has no way to."""
@@ -314,20 +314,22 @@ class Loop:
             self._progress("progress")
         return prediction
 
-    def _learn(self, rows: Waiting, y: Array | None) -> None:
-        """Evaluate with the prediction made before, then learn."""
+    def _learn(self, rows: Waiting, y: Array | None, learn: bool = True) -> None:
+        """Evaluate with the prediction made before, then learn (unless the labels are for judging only)."""
         assert y is not None
         batch, prediction = rows.batch, rows.prediction
         t0 = perf_counter()
         for evaluator in self.evaluators:
             evaluator.update(y, prediction.output, prediction.scores, rows.baseline)
         t1 = perf_counter()
+        self.seconds["evaluate"] += t1 - t0
+        self.labelled += len(y)
+        if not learn:
+            return
         if batch.y is not y:
             batch = Batch(batch.ids, batch.x, batch.time, y)
         self.learner.learn(batch, prediction)
-        self.labelled += len(y)
         self.updates += 1
-        self.seconds["evaluate"] += t1 - t0
         self.seconds["learn"] += perf_counter() - t1
         if self.continual is not None:
             self._judge(self.continual.updated)

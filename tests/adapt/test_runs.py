@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from driftway.adapt.config import RunConfig, resolve
 from driftway.adapt.runs import CLOCKS, Run, finished
+from driftway.adapt.state import digest
 from driftway.streams import InputError
 
 FIXED_KEYS = {
@@ -193,3 +194,18 @@ def test_the_device_is_checked(table: Path) -> None:
 def test_the_guard_changes_nothing_while_all_is_well(table: Path) -> None:
     watched, free = run_whole(configured(table)), run_whole(configured(table, guard="false"))
     assert watched["state_sha256"] == free["state_sha256"]
+
+
+@pytest.mark.parametrize("row_by_row", [True, False])
+def test_labels_for_judging_only_are_judged_and_never_learnt(row_by_row: bool) -> None:
+    x, y = np.random.default_rng(0).random((6, 2)), np.array([0, 1, 0, 1, 0, 1])
+    spec = dw.StreamSpec("s", (dw.Column("a"), dw.Column("b")), classes=("n", "y"))
+    learner, seen = dw.learner("logistic", spec), dw.Prequential(spec)
+    loop = dw.Loop(learner, evaluators=[seen], row_by_row=row_by_row)
+    loop.predict(dw.Batch(np.arange(6), x, 0.0))
+    untouched = digest(learner.state())
+    loop.label(dw.Labels(np.arange(4), y[:4], 0.0, learn=False))
+    assert (loop.labelled, loop.updates, digest(learner.state())) == (4, 0, untouched)
+    loop.label(dw.Labels(np.array([4, 5]), y[4:], 0.0))
+    assert (loop.labelled, loop.updates) == (6, 2 if row_by_row else 1)
+    assert digest(learner.state()) != untouched
