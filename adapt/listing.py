@@ -97,24 +97,59 @@ def _streams(name: str | None) -> None:
 
 
 def _learners(name: str | None) -> None:
-    from .learners import LEARNERS, find_learner, learner_class, learner_params
+    from .learners import LEARNERS, is_composed, learner_params
 
     if name is None:
-        rows = [(f"{n}:{e.takes}" if e.takes else n, e.summary) for n, e in LEARNERS.items()]
-        print(columns(rows))
-        return
+        print(columns((f"{n}:{e.takes}" if e.takes else n, e.summary) for n, e in LEARNERS.items() if not e.part))
+        print("\nnetworks; these combine with +, such as er+adab2n+sparcl:")
+        print(columns((n, e.summary) for n, e in LEARNERS.items() if e.part))
+    elif is_composed(name):
+        _composed(name)
+    else:
+        _learner(name, learner_params(name))
+
+
+def _learner(name: str, params: type) -> None:
+    """One learner of the table."""
+    from .learners import find_learner, learner_class, learner_params
+
     entry, rest = find_learner(name)
-    kind, params = learner_class(name), learner_params(name)
-    meanings = described(params)
+    kind, meanings = learner_class(name), described(params)
     if entry.takes == "learner":
         meanings = described(learner_params(rest or kind.Params.learner)) | meanings  # type: ignore[attr-defined]
     print(f"{name}: {entry.summary}\n")
-    print(textwrap.indent(inspect.getdoc(kind) or "", "  ") + "\n")
-    print(parameters(params, meanings))
+    _explain(kind, params, meanings)
     print(f"\n  targets   {', '.join(sorted(kind.targets))}\n  devices   {', '.join(sorted(kind.devices))}")
     print(f"  needs     {', '.join(sorted(kind.needs)) or 'nothing but labels'}")
     if entry.citation:
         print(f"  source    {entry.citation}")
+
+
+def _composed(name: str) -> None:
+    """Parts of the gradient learner: each for itself, then the step that all share."""
+    from .learners import LEARNERS, learner_class, learner_params
+
+    learner_params(name)
+    for word in name.split("+"):
+        entry = LEARNERS[word]
+        kind = entry.load_part()
+        print(f"{word}: {entry.summary}\n")
+        _explain(kind, kind, described(kind))
+        needs = sorted(kind().needs)
+        print(f"\n  needs     {', '.join(needs) or 'nothing but labels'}")
+        for other, reason in kind().refuses.items():
+            print(f"  not with  {other}: {reason}")
+        print(f"  source    {entry.citation}\n" if entry.citation else "")
+    step = learner_class(name)
+    print("the step that all parts share\n")
+    print(parameters(step.Params, described(step.Params)))
+
+
+def _explain(kind: type, params: type, meanings: Mapping[str, str]) -> None:
+    """What its class says of itself, without the examples that follow, and its parameters."""
+    text = (inspect.getdoc(kind) or "").partition("\n\n>>>")[0]
+    print(textwrap.indent(text, "  ") + "\n")
+    print(parameters(params, meanings))
 
 
 def _metrics(name: str | None) -> None:

@@ -133,6 +133,7 @@ class GradientLearner(Learner):
     def rebuilt(self) -> None:
         """Call after parameters of the network were replaced by others."""
         self.weights = dict(self.net.named_parameters())
+        self._modules = list(self.net.modules())
         self._trained = [n for n in self.weights if not self.params.head_only or n.startswith("head.")]
 
     # --- answers ------------------------------------------------------------------------------------------------
@@ -185,12 +186,17 @@ class GradientLearner(Learner):
         self.seen += len(batch)
         if not len(now):
             return
-        self.net.train()
+        self._mode(training=True)
         for _ in range(self.params.passes):
             self._update(now)
-        self.net.eval()
+        self._mode(training=False)
         for part in (*self.techniques, self.policy):
             part.learnt(now)
+
+    def _mode(self, *, training: bool) -> None:
+        """``net.train(training)``, but past the setter of every module: it would cost a tenth of a small step."""
+        for module in self._modules:
+            vars(module)["training"] = training
 
     def _update(self, now: Rows) -> None:
         loss = self.policy.loss(now)

@@ -170,6 +170,7 @@ def test_listings_name_parameters_defaults_and_sources(capsys: pytest.CaptureFix
         (["streams", "sea-drift"], ["noise", "0.1"]),
         (["learners"], ["logistic", "river:module.Class"]),
         (["learners", "logistic"], ["rate", "0.05", "Bishop", "Step length"]),
+        (["learners", "er+migu"], ["replay_batch", "mask_ratio", "not with  SparCL", "the step that all parts share"]),
         (["metrics"], ["kappa_t", "higher"]),
         (["metrics", "kappa"], ["Cohen", "p0"]),
         (["data"], ["electricity", "licence"]),
