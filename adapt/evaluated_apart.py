@@ -1,7 +1,7 @@
 """Continual evaluation that leaves the asking to a worker process, and goes on by itself where that fails.
 
-What is evaluated then depends on how fast the worker is: one snapshot at a time, and updates that fall due meanwhile
-are missed. ``continual.csv`` names those that were not; the learner stays the same bit for bit. Records carry no
+What is evaluated then depends on how fast the worker is: one snapshot at a time, and no more of them than training can
+afford (``Pace``); updates that fall due meanwhile are missed. ``continual.csv`` names those that were not; the learner stays the same bit for bit. Records carry no
 figures in this mode, since nothing in them may depend on the clock.
 """
 
@@ -11,11 +11,53 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
 
 from ..evaluation.continual import Continual, Evaluation
 from .evaluation_worker import Gone, Recipe, Worker
 from .learner import Learner
+
+PRICE = 0.06
+"""Share of the training time that a worker may cost."""
+MEMORY = 0.1
+"""Weight of the latest step in the mean of undisturbed ones."""
+
+
+class Pace:
+    """Says when the worker may have the next snapshot, so that training pays ``PRICE`` of its time and no more.
+
+    A snapshot costs the time to hand it over and, on cores that share a cache or more, slower steps while the worker is
+    busy. Both are measured: every step earns ``PRICE`` of the time it took, and pays what it took longer than the mean
+    step with an idle worker; whoever is in debt waits.
+    """
+
+    def __init__(self) -> None:
+        self.balance = 0.0
+        self._idle: float | None = None
+        self._left = 0.0
+        self._busy: bool | None = None
+
+    def stepped(self, now: float) -> None:
+        """A step of training has just ended. now: seconds of any clock."""
+        if self._busy is None:
+            return
+        took = now - self._left
+        self.balance = min(0.0, self.balance + PRICE * took)
+        if not self._busy:
+            self._idle = took if self._idle is None else self._idle + MEMORY * (min(took, 3 * self._idle) - self._idle)
+        elif self._idle is not None:
+            self.balance -= min(max(took - self._idle, 0.0), 3 * self._idle)
+
+    def goes_on(self, now: float, *, busy: bool, paid: float = 0.0) -> None:
+        """Training goes on. busy: the worker has something to do. paid: seconds that handing it over took."""
+        self.balance -= paid
+        self._left, self._busy = now, busy
+
+    @property
+    def affordable(self) -> bool:
+        """Whether another snapshot may be handed over now."""
+        return self._idle is not None and self.balance >= 0.0
 
 
 class Apart(Continual):
@@ -25,6 +67,7 @@ class Apart(Continual):
     """
 
     notes: list[str]
+    _pace: Pace
     _worker: Worker | None = None
     _sent: tuple[int, int] | None = None
     _passed_over: int | None = None
@@ -33,6 +76,7 @@ class Apart(Continual):
     def working(self, recipe: Recipe, learner: Learner) -> Iterator[None]:
         """Start the worker and wait until it is ready; end it on the way out, however that is."""
         self.notes = []
+        self._pace = Pace()
         with _cores_apart(self.notes) as core:
             self._worker = Worker(recipe, learner, self.answers, core)
             try:
@@ -47,14 +91,18 @@ class Apart(Continual):
         return None if self._worker is None else self._worker.pid
 
     def updated(self, update: int, learner: Any, step: int = 0) -> list[Evaluation]:
-        done = self._listen(wait=False)
-        if not self.due(update):
-            return done
-        if self._sent is not None:
-            self.missed += 1
-            self._passed_over = update
-        elif not self._send(update, learner, step):
-            done += super().updated(update, learner, step)
+        if self._worker is None:
+            return super().updated(update, learner, step)
+        self._pace.stepped(perf_counter())
+        done, began = self._listen(wait=False), perf_counter()
+        if self.due(update):
+            if self._sent is not None or not self._pace.affordable:
+                self.missed += 1
+                self._passed_over = update
+            elif not self._send(update, learner, step):
+                done += super().updated(update, learner, step)
+        now, busy = perf_counter(), self._sent is not None
+        self._pace.goes_on(now, busy=busy, paid=now - began)
         return done
 
     def end(self, update: int, learner: Any, step: int = 0) -> list[Evaluation]:

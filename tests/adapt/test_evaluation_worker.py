@@ -15,7 +15,7 @@ import driftway as dw
 import numpy as np
 import pytest
 from driftway.adapt.config import resolve
-from driftway.adapt.evaluated_apart import Apart
+from driftway.adapt.evaluated_apart import PRICE, Apart, Pace
 from driftway.adapt.evaluation_worker import Gone, Recipe, Worker, cannot
 from driftway.adapt.learners import LEARNERS
 from driftway.adapt.runs import Run
@@ -235,3 +235,22 @@ def test_who_can_have_a_worker() -> None:
     with pytest.raises(InputError, match="there is nothing to evaluate"):
         a_run(evaluate_every="0", evaluate_worker="true")
     assert type(a_run().continual) is Continual
+
+
+@pytest.mark.parametrize(("busy_step", "handing_over"), [(1.0, 0.0), (1.4, 0.1), (1.0, 0.8)])
+def test_training_pays_a_share_for_its_worker_and_no_more(busy_step: float, handing_over: float) -> None:
+    """A clock by hand: an undisturbed step takes 1, the worker is busy for 3 steps with every snapshot."""
+    pace, now, left, given = Pace(), 0.0, 0, 0
+    for _ in range(4000):
+        now += busy_step if left else 1.0
+        pace.stepped(now)
+        left = max(0, left - 1)
+        paid = 0.0
+        if not left and pace.affordable:
+            given, left, paid = given + 1, 3, handing_over
+            now += paid
+        pace.goes_on(now, busy=left > 0, paid=paid)
+    assert now <= 4000 * (1 + 1.3 * PRICE)
+    assert given > 100
+    if busy_step == 1.0 and not handing_over:
+        assert given > 1000
