@@ -1,8 +1,8 @@
 """Continual evaluation that leaves the asking to a worker process, and goes on by itself where that fails.
 
 What is evaluated then depends on how fast the worker is: one snapshot at a time, and no more of them than training can
-afford (``Pace``); updates that fall due meanwhile are missed. ``continual.csv`` names those that were not; the learner stays the same bit for bit. Records carry no
-figures in this mode, since nothing in them may depend on the clock.
+afford (``Pace``); updates that fall due meanwhile are missed. ``continual.csv`` names those that were not; the learner
+stays the same bit for bit. Records carry no figures in this mode, since nothing in them may depend on the clock.
 """
 
 from __future__ import annotations
