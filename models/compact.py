@@ -148,7 +148,8 @@ class Rows:
         self._fan = {link.layer: self._layer(link).weight[0].numel() for link in self.links}
         self.at = {layer: torch.arange(n, device=self.device) for layer, n in self._sizes.items()}
         self._limits: dict[str, Only] = {}
-        if share <= SLICING_PAYS:
+        self.sliced = share <= SLICING_PAYS
+        if self.sliced:
             for name in masks:
                 net.set_submodule(layer_of(name), sliceable(net.get_submodule(layer_of(name))))
         if isinstance(body, ResNet18):

@@ -120,7 +120,8 @@ class SparseNet:
         """Hold an update to what moves."""
         if self._loaded:
             self._align()
-        clip, plain = bool(self.learner.params.clip), self._plain()
+        sliced = isinstance(self.form, RowForm) and self.form.sliced  # what does not move has a gradient of 0 already
+        clip, plain = bool(self.learner.params.clip) and not sliced, not sliced and self._plain()
         for name, limit in self.form.limits().items():
             grad = grads.get(name)
             if grad is None:
