@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import shutil
 import sys
 import textwrap
@@ -147,7 +148,7 @@ def _composed(name: str) -> None:
 
 def _explain(kind: type, params: type, meanings: Mapping[str, str]) -> None:
     """What its class says of itself, without the examples that follow, and its parameters."""
-    text = (inspect.getdoc(kind) or "").partition("\n\n>>>")[0]
+    text = re.split(r"\n\n(?=>{3} )", inspect.getdoc(kind) or "")[0]
     print(textwrap.indent(text, "  ") + "\n")
     print(parameters(params, meanings))
 
