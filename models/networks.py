@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from .kernels.inference_linear import Linear
 from .norms import make_norm
 from .resnet import ResNet18
 
@@ -39,7 +40,7 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = [nn.Flatten()]
         for width in widths:
             norms = [] if norm == "none" else [make_norm(norm, width)]
-            layers += [nn.Linear(inputs, width, bias=not norms), *norms, nn.ReLU()]
+            layers += [Linear(inputs, width, bias=not norms), *norms, nn.ReLU()]
             inputs = width
         super().__init__(*layers)
 
@@ -110,13 +111,13 @@ def build(name: str, shape: Sequence[int], classes: int, *, norm: str = "batch",
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body, features = _BODIES[kind](sizes or DEFAULTS[kind], tuple(shape), norm)
-        return Network(body, nn.Linear(features, classes))
+        return Network(body, Linear(features, classes))
 
 
 def grow_head(net: Network, classes: int, seed: int) -> None:
     """Give the head rows for ``classes`` classes. Old rows keep their bits; row k is drawn from (seed, k) alone."""
     old = net.head
-    new = nn.Linear(old.in_features, classes, device=old.weight.device)
+    new = Linear(old.in_features, classes, device=old.weight.device)
     edge = old.in_features**-0.5
     with torch.no_grad():
         new.weight[: old.out_features] = old.weight

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...models.inputs import Columns, Pixels
+from ...models.kernels.inference_linear import Linear
 from ...models.networks import Network, build, grow_head
 from ...models.optimisers import SGD, AdamW, Only, Optimiser, grow_slots
 from ...streams import Array, Batch, Boundary, InputError, StreamSpec
@@ -335,7 +336,7 @@ class GradientLearner(Learner):
 
     def load(self, state: State) -> None:
         if int(state["classes"]) != self.net.head.out_features:
-            self.net.head = torch.nn.Linear(self.net.head.in_features, int(state["classes"]), device=self.device)
+            self.net.head = Linear(self.net.head.in_features, int(state["classes"]), device=self.device)
         counts = state["counts"]
         self.task, self.seen, self.updates = int(counts["task"]), int(counts["seen"]), int(counts["updates"])
         for part, kept in zip(self.techniques, state["techniques"], strict=True):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...models.kernels.inference_linear import Linear
 from ..learner import State
 from .parts import Active, Rows
 from .replay import memory_for
@@ -168,7 +169,7 @@ class _LwF(Active):
             classes = len(state["teacher"]["head.bias"])
             if classes != self.teacher.head.out_features:
                 features = self.teacher.head.in_features
-                self.teacher.head = torch.nn.Linear(features, classes, device=self.learner.device).requires_grad_(False)
+                self.teacher.head = Linear(features, classes, device=self.learner.device).requires_grad_(False)
             self.teacher.load_state_dict(state["teacher"])
 
 
