@@ -42,6 +42,37 @@ def balanced_accuracy(y: ArrayLike, output: ArrayLike) -> float | None:
     return float(np.mean(recalls)) if recalls else None
 
 
+def base_accuracy(y: ArrayLike, output: ArrayLike, base: int) -> float | None:
+    """Accuracy on the rows of the base classes 0..base-1, those that the source model knew; any class may be answered.
+
+    >>> base_accuracy([0, 1, 2, 2], [0, 2, 2, 1], base=2)
+    0.5
+    """
+    y = np.asarray(y)
+    return accuracy(y[y < base], np.asarray(output)[y < base])
+
+
+def new_accuracy(y: ArrayLike, output: ArrayLike, base: int) -> float | None:
+    """Accuracy on the rows of the classes that came later, base and up; any class may be answered.
+
+    >>> new_accuracy([0, 1, 2, 2, 3], [0, 2, 2, 1, 3], base=2) == 2 / 3
+    True
+    """
+    y = np.asarray(y)
+    return accuracy(y[y >= base], np.asarray(output)[y >= base])
+
+
+def harmonic_mean(base: float | None, new: float | None) -> float | None:
+    """``2 b n / (b + n)`` of base and new accuracy: no better than twice the worse; 0 (its limit) where both are 0.
+
+    >>> harmonic_mean(0.75, 0.25), harmonic_mean(0.0, 0.0), harmonic_mean(0.75, None)
+    (0.375, 0.0, None)
+    """
+    if base is None or new is None:
+        return None
+    return 2.0 * base * new / (base + new) if base + new else 0.0
+
+
 def beyond(p0: float | None, pc: float | None) -> float | None:
     """What a score has beyond a reference, as a share of what was to be had: ``(p0 - pc) / (1 - pc)``.
 
@@ -196,6 +227,7 @@ class Metric:
 
 _PREQUENTIAL = "A. P. Dawid, JRSS A 147, 1984; J. Gama et al., Machine Learning 90, 2013"
 _GAP = "M. De Lange, G. M. van de Ven, T. Tuytelaars, Continual evaluation for lifelong learning, ICLR 2023"
+_GENERALISED = "Y. Xian, B. Schiele, Z. Akata, Zero-shot learning: the good, the bad and the ugly, CVPR 2017"
 _DETECTION = "J. Gama et al., A survey on concept drift adaptation, ACM Computing Surveys 46, 2014"
 
 METRICS: dict[str, Metric] = {
@@ -205,6 +237,18 @@ METRICS: dict[str, Metric] = {
         Metric(
             "balanced_accuracy", "accuracy with every class of the same weight",
             "mean over the classes met of hits_c / rows_c", "higher", "K. H. Brodersen et al., ICPR 2010",
+        ),
+        Metric(
+            "base_accuracy", "accuracy on rows of the classes that the source model knew",
+            "b = mean [output = y] over rows with y < base", "higher", _GENERALISED,
+        ),
+        Metric(
+            "new_accuracy", "accuracy on rows of the classes that came later",
+            "n = mean [output = y] over rows with y >= base", "higher", _GENERALISED,
+        ),
+        Metric(
+            "harmonic_mean", "base and new accuracy in one figure, at most twice the worse of them",
+            "2 b n / (b + n)", "higher", _GENERALISED,
         ),
         Metric(
             "kappa", "accuracy beyond chance with the same class frequencies",

@@ -83,6 +83,18 @@ def test_an_answer_of_no_class_is_wrong() -> None:
     assert metrics.kappa([0, 1], [-1, 1]) == pytest.approx((0.5 - 0.25) / 0.75)
 
 
+def test_base_and_new_accuracy_are_apart() -> None:
+    y, output = [0, 0, 1, 2, 2, 3], [0, 2, -1, 2, 0, 3]
+    b, n = metrics.base_accuracy(y, output, 2), metrics.new_accuracy(y, output, 2)
+    assert b == pytest.approx(1 / 3)
+    assert n == pytest.approx(2 / 3)
+    assert metrics.harmonic_mean(b, n) == pytest.approx(4 / 9)
+    assert metrics.new_accuracy(y, output, 4) is None
+    assert metrics.base_accuracy([], [], 4) is None
+    assert metrics.harmonic_mean(b, None) is None
+    assert metrics.harmonic_mean(0.0, 1.0) == metrics.harmonic_mean(0.0, 0.0) == 0.0
+
+
 def test_the_table_says_what_it_must() -> None:
     for name, metric in metrics.METRICS.items():
         assert name == metric.name
