@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .kernels.block_linear import BlockLinear, cut_out
+from .kernels.inference_linear import PLAIN
 from .masks import Mask
 from .optimisers import Entries, Only, RowSet, Slots
 
@@ -119,7 +120,7 @@ class Blocks:
     def __init__(self, net: nn.Module, masks: dict[str, Mask], share: float) -> None:
         self.net, self.masks = net, masks
         few = share <= BLOCKS_PAY
-        names = {n for n in masks if few and type(net.get_submodule(layer_of(n))) is nn.Linear}
+        names = {n for n in masks if few and type(net.get_submodule(layer_of(n))) in PLAIN}
         self.rest = Masked(net, {n: m for n, m in masks.items() if n not in names})
         self.layers: dict[str, BlockLinear] = {}
         self._at: dict[str, Tensor] = {}

@@ -28,10 +28,19 @@ class Linear(nn.Linear):
     """``nn.Linear``, faster in evaluation on some processors: x float[..., d_in] to float[..., d_out]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not worthwhile(x, self.weight):
-            return F.linear(x, self.weight, self.bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return out
+        return linear(x, self.weight, self.bias)
+
+
+PLAIN = (nn.Linear, Linear)
+"""The types that are a linear layer and nothing more."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias, by oneDNN where no gradient is asked for and it pays."""
+    if torch.is_grad_enabled() or not worthwhile(x, weight):
+        return F.linear(x, weight, bias)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 def worthwhile(x: Tensor, weight: Tensor) -> bool:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .inference_linear import PLAIN, linear
+
 Path = Literal["dense", "sliced"]
 Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 
@@ -102,7 +104,7 @@ class SlicedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.moving is None or not torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         return sliced_linear(x, self.weight, self.bias, self.moving)
 
 
@@ -120,7 +122,8 @@ class SlicedConv2d(nn.Conv2d):
 def sliceable(layer: nn.Module) -> nn.Module:
     """The layer as one of the two classes above, with the same parameters; ``layer`` itself if it is neither kind."""
     made: nn.Module
-    if type(layer) is nn.Linear:
+    if type(layer) in PLAIN:
+        assert isinstance(layer, nn.Linear)
         made = SlicedLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
     elif type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
         if isinstance(layer.padding, str):
