@@ -81,7 +81,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=230)
+    """Run the code. One thread for networks, since a copy made by fork would wait for OpenMP's threads for ever."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=230, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
