@@ -71,6 +71,13 @@ CASES = [
     _network("migu", migu_select="random", optimizer="adamw", lr=0.01),
     _network("er+migu", memory=20, migu_mode="lazy", momentum=0.9, migu_layers="*", migu_bias=True),
     Case("avalanche:Replay", {"model": "mlp:8", "mem_size": 20}, saves=False, exact=False, scale=6),
+    _network("sparcl", model="mlp:40-40", sparsity=0.5, task_free=True, delta_updates=20, refresh=5),
+    _network("sparcl", model="mlp:40-40", granularity="row", task_free=True, delta_updates=20, momentum=0.9),
+    _network("random-mask", model="mlp:40-40", sparsity=0.5),
+    _network("magnitude-mask", model="mlp:40-40", sparsity=0.5),
+    _network("snip", model="mlp:40-40", sparsity=0.5, optimizer="adamw", lr=0.01),
+    _network("set", model="mlp:40-40", sparsity=0.5),
+    _network("rigl", model="mlp:40-40", sparsity=0.5, momentum=0.9),
     Case("river:tree.HoeffdingTreeClassifier", saves=False),
     Case("river:tree.HoeffdingTreeRegressor", {"leaf_prediction": "mean"}, saves=False),
 ]
@@ -198,7 +205,7 @@ def same_answers(one: dw.Prediction, other: dw.Prediction) -> None:
 
 
 def test_every_learner_has_a_case() -> None:
-    assert {case.name.partition(":")[0] for case in CASES} == set(LEARNERS)
+    assert {part for case in CASES for part in case.name.partition(":")[0].split("+")} == set(LEARNERS)
 
 
 # --- predict ----------------------------------------------------------------------------------------------------
