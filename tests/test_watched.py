@@ -14,13 +14,15 @@ from driftway.adapt.learners import LEARNERS
 from driftway.adapt.loop import Loop, Record
 from driftway.adapt.state import digest
 from driftway.evaluation.continual import Continual
-from driftway.streams import Experience
+from driftway.streams import Experience, Source
 
 TAKES = {"river": "river:naive_bayes.GaussianNB", "frozen": "frozen:logistic", "avalanche": "avalanche:Naive"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "adab2n": {"model": "convnet:4-4"},
     "frozen": {"after": 60},
     "hoeffding-tree": {"grace": 10},
+    **{name: {"epochs": 1, "cache": False, "lr": 0.1} for name, entry in LEARNERS.items() if entry.recipe},
+    **{name: {"epochs": 1, "cache": False} for name in ("source", "bn-adapt")},
 }
 ROWS, TASKS = 30, 3
 
@@ -37,6 +39,12 @@ def held_out(task: int) -> Experience:
     return Experience(f"task {task}", x.astype(np.float32), y, ROWS, (2 * task, 2 * task + 1))
 
 
+def clean(seed: int) -> tuple[Any, Any]:
+    """Rows of all experiences, for learners that start from a source model."""
+    parts = [rows_of(task, 20, seed) for task in range(TASKS)]
+    return np.concatenate([x for x, _ in parts]).astype(np.float32), np.concatenate([y for _, y in parts])
+
+
 SPEC = dw.StreamSpec(
     "three",
     tuple(dw.Column(c) for c in "abcd"),
@@ -44,6 +52,7 @@ SPEC = dw.StreamSpec(
     shape=(1, 2, 2),
     notes={"mean": [0.0], "std": [1.0]},
     experiences=tuple(held_out(task) for task in range(TASKS)),
+    source=Source("clean", tuple(range(6)), lambda: clean(2), lambda: clean(3)),
 )
 
 
@@ -125,10 +134,10 @@ def test_evaluation_draws_from_no_generator_and_changes_no_state(name: str) -> N
 
     def everything() -> Any:
         states: list[Any] = [random.getstate(), str(np.random.get_state()), knows(loop)]  # noqa: NPY002
-        if LEARNERS[name].home == "gradient:GradientLearner":
+        if hasattr(loop.learner, "net"):
             import torch
 
-            modes = [module.training for module in loop.learner.net.modules()]  # type: ignore[attr-defined]
+            modes = [module.training for module in loop.learner.net.modules()]
             states += [torch.get_rng_state().tolist(), modes, torch.is_inference_mode_enabled()]
         return states
 

@@ -16,7 +16,8 @@ from ..learner import Learner
 class Entry:
     """One line of the table. home: ``module:Class`` in this folder. takes: what follows the name after a colon.
 
-    part: the home of a part of the gradient learner; such names combine with ``+``.
+    part: the home of a part of the gradient learner; such names combine with ``+``. recipe: the home of the parameters,
+    where several names share a class.
     """
 
     home: str
@@ -24,6 +25,7 @@ class Entry:
     citation: str = ""
     takes: str = ""
     part: str = ""
+    recipe: str = ""
 
     def load(self) -> type[Learner]:
         """The class itself; its module is imported only now."""
@@ -39,6 +41,10 @@ class Entry:
 def _load(home: str) -> Any:
     module, _, name = home.partition(":")
     return getattr(importlib.import_module(f".{module}", __name__), name)
+
+
+def _recipe(name: str, summary: str, citation: str = "") -> Entry:
+    return Entry("test_time:TestTimeLearner", summary, citation, recipe=f"test_time_parts:{name}")
 
 
 def _part(home: str, summary: str, citation: str = "") -> Entry:
@@ -62,6 +68,11 @@ _SPARCL = "Wang et al.: SparCL: sparse continual learning on the edge. NeurIPS 2
 _SNIP = "Lee, Ajanthan, Torr: SNIP: single-shot network pruning. ICLR 2019"
 _SET = "Mocanu et al.: Scalable training of artificial neural networks. Nature Communications 9, 2018"
 _RIGL = "Evci et al.: Rigging the lottery: making all tickets winners. ICML 2020"
+_SCHNEIDER = "Schneider et al.: Improving robustness by covariate shift adaptation. NeurIPS 2020"
+_TENT = "Wang et al.: Tent: fully test-time adaptation by entropy minimization. ICLR 2021"
+_EATA = "Niu et al.: Efficient test-time model adaptation without forgetting. ICML 2022"
+_SAR = "Niu et al.: Towards stable test-time adaptation in dynamic wild world. ICLR 2023"
+_RSGS = "Yu, Lu, Zhang: generalized incremental learning under concept drift. arXiv 2506.05736 (from its abstract)"
 _ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
@@ -93,6 +104,12 @@ LEARNERS: dict[str, Entry] = {
     "snip": _part("sparse_controls:SNIP", "a fixed mask chosen by the first rows' gradient", _SNIP),
     "set": _part("sparse_controls:SET", "the smallest weights leave, others are drawn", _SET),
     "rigl": _part("sparse_controls:RigL", "the smallest weights leave, those of the largest gradient come", _RIGL),
+    "source": _recipe("Source", "a model trained on the stream's clean rows, as it is: the control"),
+    "bn-adapt": _recipe("BatchNormAdapt", "batch norms take the statistics of the rows at hand", _SCHNEIDER),
+    "tent": _recipe("Tent", "norms follow the gradient of the answers' entropy", _TENT),
+    "eata": _recipe("EATA", "the entropy of confident rows that bring something new (no Fisher penalty)", _EATA),
+    "sar": _recipe("SAR", "the entropy of confident rows, descended where it is flat, with a way back", _SAR),
+    "rsgs": _recipe("RSGS", "the same along a direction that shrinks the surrogate gap", _RSGS),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 
@@ -136,6 +153,9 @@ def learner_params(name: str) -> type[Any]:
 
         return composed_params(name)
     entry, rest = find_learner(name)
+    if entry.recipe:
+        shared: type[Any] = _load(entry.recipe)
+        return shared
     kind = entry.load()
     made: type[Any] = kind.params_for(rest) if entry.takes else kind.Params  # type: ignore[attr-defined]
     return made

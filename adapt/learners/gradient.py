@@ -100,7 +100,7 @@ class GradientLearner(Learner):
             raise InputError(f"device {device}: PyTorch finds none on this machine")
         self.device = torch.device(device)
         self.task = self.seen = self.updates = 0
-        self.inputs = _inputs(spec)
+        self.inputs = inputs_of(spec)
         self.by_task = spec.notes.get("scenario") == "task"
         if self.by_task:
             self.needs |= {"boundaries"}
@@ -375,7 +375,8 @@ def clip_gradients(grads: dict[str, Tensor | None], limit: float) -> None:
             grads[name] = grad * scale
 
 
-def _inputs(spec: StreamSpec) -> Pixels | Columns:
+def inputs_of(spec: StreamSpec) -> Pixels | Columns:
+    """What turns rows of the stream into tensors."""
     if spec.shape is not None and "mean" in spec.notes:
         return Pixels(spec.shape, spec.notes["mean"], spec.notes["std"])
     fan = [0 if c.categories is None else 64 if c.open else len(c.categories) for c in spec.columns]

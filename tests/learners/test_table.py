@@ -11,11 +11,21 @@ import numpy as np
 import pytest
 from driftway.adapt.learners import LEARNERS, learner_class, learner_params, make_learner
 from driftway.adapt.state import digest
+from driftway.streams import Source
 
-SPEC = dw.StreamSpec("s", (dw.Column("a"), dw.Column("b", ("p", "q"))), classes=("n", "y"))
+CLEAN = (np.array([[0.5, 0], [2.0, 1]], np.float32), np.array([0, 1]))
+SPEC = dw.StreamSpec(
+    "s",
+    (dw.Column("a"), dw.Column("b", ("p", "q"))),
+    classes=("n", "y"),
+    source=Source("clean", (0, 1), lambda: CLEAN, lambda: CLEAN),
+)
 NUMBERS = dw.StreamSpec("r", SPEC.columns, target="regression")
 EXAMPLE = {"river": "river:tree.HoeffdingTreeClassifier", "avalanche": "avalanche:Naive", "frozen": "frozen:majority"}
-WITH = {"adab2n": {"model": "mlp-norm"}}
+WITH: dict[str, dict[str, Any]] = {
+    "adab2n": {"model": "mlp-norm"},
+    **{name: {"epochs": 1, "cache": False} for name, entry in LEARNERS.items() if entry.recipe},
+}
 
 
 @pytest.mark.parametrize("name", LEARNERS)
