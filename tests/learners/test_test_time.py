@@ -438,8 +438,8 @@ def test_source_models_are_kept_by_what_they_follow_from(
 
 @pytest.mark.parametrize("name", [n for n, e in LEARNERS.items() if e.recipe])
 def test_streams_without_clean_rows_are_refused_in_one_line(name: str) -> None:
-    with pytest.raises(dw.InputError, match=r"^stream sea has no clean rows to train a source model on"):
-        dw.learner(name, dw.stream("sea").spec)
+    with pytest.raises(dw.InputError, match=r"^stream plain has no clean rows to train a source model on"):
+        dw.learner(name, dw.StreamSpec("plain", (dw.Column("a"),), classes=("n", "y")))
 
 
 def test_new_statistics_are_worth_much(stream: Any, net: Network, batches: list[dw.Batch]) -> None:
