@@ -28,6 +28,12 @@ def norm_flops(network: nn.Module, x: Tensor) -> int:
 
     kinds = (*BATCH_NORMS, nn.GroupNorm, AdaB2N)
     hooks = [layer.register_forward_hook(count) for layer in network.modules() if isinstance(layer, kinds)]
+    _watched_pass(network, x, hooks)
+    return total
+
+
+def _watched_pass(network: nn.Module, x: Tensor, hooks: list[Any]) -> None:
+    """One forward pass in evaluation mode; hooks and modes are then as if it had not been."""
     modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
@@ -37,7 +43,6 @@ def norm_flops(network: nn.Module, x: Tensor) -> int:
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
-    return total
 
 
 def _norm_layer_flops(layer: Any, shape: tuple[int, ...]) -> int:
@@ -78,15 +83,7 @@ def layer_costs(network: nn.Module, x: Tensor) -> dict[str, Layer]:
         for name, layer in network.named_modules()
         if isinstance(layer, kinds)
     ]
-    modes = {module: module.training for module in network.modules()}
-    try:
-        with torch.no_grad():
-            network.eval()(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    _watched_pass(network, x, hooks)
     return found
 
 
