@@ -1,10 +1,10 @@
 """A linear layer that, where no gradient is asked for, multiplies by whichever of PyTorch's two libraries is faster.
 
 On x86 PyTorch hands matrix products to MKL, which runs at about half speed on processors that are not Intel's; oneDNN,
-which does PyTorch's convolutions, runs at full speed on both. Measured on an AMD EPYC with AVX-512, one thread, float32:
-1.5 to 3.6 times faster from 100 rows on (400x400, 784x400, 1024x4096), slower below some million multiply-adds, where
-the call costs more than the product. Which one is taken depends on the processor and the shapes alone, never on the
-clock, so the same machine gives the same bits. Training keeps to PyTorch's own path.
+which does PyTorch's convolutions, runs at full speed on both. Measured on an AMD EPYC with AVX-512, one thread and
+float32: 1.5 to 3.6 times faster from 100 rows on (400x400, 784x400, 1024x4096), slower below some million
+multiply-adds, where the call costs more than the product. Which one is taken depends on the processor and the shapes
+alone, never on the clock, so the same machine gives the same bits. Training keeps to PyTorch's own path.
 
 The contract is ``torch.nn.functional.linear``; sums run in another order, so last bits differ (1e-6 of the largest).
 """
