@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,12 @@ from .continual_plots import mean_plot
 from .gaps import aligned, mean_accuracy
 from .plots import Curve, Marks, Plot
 from .run_data import RunData
+from .section import Compared, Section
 
 Array = NDArray[Any]
+
+SECTIONS: tuple[Callable[[Compared], Section | None], ...] = ()
+"""Sections that stand behind the table of results, in the order of the page; one that gives None is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +209,7 @@ def compared(runs: list[RunData]) -> dict[str, Any]:
     groups = by_learner(summaries)
     rows = table(summaries)
     colours = {r["name"]: plots.PALETTE[i % len(plots.PALETTE)] for i, r in enumerate(rows["rows"])}
+    side_by_side = Compared(runs, groups, colours)
     return {
         "title": f"{show.count(len(groups), 'learner')} on {streams[0]}",
         "facts": _facts(runs, groups),
@@ -213,6 +219,7 @@ def compared(runs: list[RunData]) -> dict[str, Any]:
         "measure": show.measure_of(summaries[0]),
         "judged": "ACC" if rows["continual"] else show.measure_of(summaries[0]).name,
         "higher": lead(summaries)[1].higher_is_better,
+        "sections": [found for section in SECTIONS if (found := section(side_by_side)) is not None],
         "continual": _overlaid_means(runs, groups, colours),
         "scores": _overlay(runs, groups, colours),
         "trade": _trade(summaries, groups, colours),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from .comparison import compared
 from .continual_report import continual_part
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
+from .section import Section
 from .telemetry_plots import telemetry_plots
 
 __all__ = ["RunData", "baselines", "read_run", "render_comparison", "render_run", "standing", "verdict"]
@@ -31,6 +32,8 @@ SCORES = {
     "kappa_t": "κ temporal", "logloss": "log loss", "mae": "MAE", "rmse": "RMSE", "auc": "AUC", "gauc": "GAUC",
 }  # fmt: skip
 """Columns of the records that are scores, and how they are written."""
+SECTIONS: tuple[Callable[[RunData], Section | None], ...] = ()
+"""Sections that stand behind the scores over time, in the order of the page; one that gives None is left out."""
 _EXPERT = re.compile(r"expert_(\d+)(?:_share)?")
 _ALARM = re.compile(r"(.*) at row (\d+)")
 
@@ -53,6 +56,7 @@ def render_run(run: RunData) -> str:
         scores=_score_plot(run, measure, marks),
         kappa=_kappa_plot(run, marks),
         scores_table=_scores_table(run),
+        sections=[found for section in SECTIONS if (found := section(run)) is not None],
         drifts=drift_table(run),
         usage=_usage_plot(run, marks),
         telemetry=telemetry_plots(run, marks),
