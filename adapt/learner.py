@@ -153,6 +153,25 @@ class Learner(ABC):
         elsewhere to predict there; None where they are not arrays of fixed shape."""
         return None
 
+    def source_scores(self, batch: Batch) -> Array | None:  # noqa: ARG002 - for those who have one
+        """float64[B, C]: what the unadapted source model says of these rows, changing nothing; None: there is none."""
+        return None
+
+    def adapted(self) -> State | None:
+        """What adaptation without labels has moved (not what labels taught), by reference; None: nothing moves."""
+        return None
+
+    def restore(self, adapted: State) -> None:
+        """Take over what ``adapted`` returned at another time. Copies what it keeps."""
+        raise NotImplementedError(f"{type(self).__name__} does not adapt without labels")
+
+    def gentler(self) -> None:  # noqa: B027 - doing nothing is the default
+        """Adapt in smaller steps from now on: the guard's answer to a second collapse."""
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values worth a line in the summary of a run: what was chosen, what was found."""
+        return {}
+
     @abstractmethod
     def state(self) -> State:
         """Everything that later behaviour depends on, by reference (whoever keeps it copies it)."""

@@ -25,7 +25,8 @@ class AdaptiveNorm(nn.Module):
 
     statistics: ``source`` the stored ones; ``batch`` those of the rows at hand (biased variance); ``mixed``
     (prior source + B batch) / (prior + B), mean and variance alike; ``auto`` batch from 16 rows on, mixed below. Where
-    a channel has one value only, ``batch`` is ``mixed`` as well. Gradients run through the statistics of the batch.
+    a channel has one value only, ``batch`` is ``mixed`` as well. Gradients run through the statistics of ``batch``, and
+    take those of ``mixed`` as given (as the published module does).
 
     >>> norm = AdaptiveNorm(nn.BatchNorm1d(2), "mixed", prior=1)
     >>> norm(torch.tensor([[3.0, 0.0]])).detach().round(decimals=3)  # mean 1.5 and 0, variance 0.5
@@ -60,15 +61,12 @@ class AdaptiveNorm(nn.Module):
 
     def _mixed(self, x: Tensor) -> Tensor:
         over = [0, *range(2, x.dim())]
-        var, mean = torch.var_mean(x, over, correction=0)
         n = len(x)
-        mean = (self.prior * self.running_mean + n * mean) / (self.prior + n)
-        var = (self.prior * self.running_var + n * var) / (self.prior + n)
-        scale = torch.rsqrt(var + self.eps)
-        scale = scale if self.weight is None else scale * self.weight
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        rest = (1, -1, *(1,) * (x.dim() - 2))
-        return x * scale.reshape(rest) + shift.reshape(rest)
+        with torch.no_grad():
+            var, mean = torch.var_mean(x, over, correction=0)
+            mean = (self.prior * self.running_mean + n * mean) / (self.prior + n)
+            var = (self.prior * self.running_var + n * var) / (self.prior + n)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     def extra_repr(self) -> str:
         return f"{len(self.running_mean)}, {self.statistics}, prior={self.prior}"

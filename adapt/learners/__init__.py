@@ -44,7 +44,7 @@ def _load(home: str) -> Any:
 
 
 def _recipe(name: str, summary: str, citation: str = "") -> Entry:
-    return Entry("test_time:TestTimeLearner", summary, citation, recipe=f"test_time_parts:{name}")
+    return Entry("test_time:TestTimeLearner", summary, citation, recipe=f"test_time_recipes:{name}")
 
 
 def _part(home: str, summary: str, citation: str = "") -> Entry:
@@ -186,7 +186,8 @@ def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, device: str = "c
         from .composed import compose
 
         return compose(name, spec, params, seed, device)
-    return kind(spec, params, seed)
+    placed = {} if device == "cpu" else {"device": device}
+    return kind(spec, params, seed, **placed)
 
 
 def read_params(kind: type[Any], settings: Mapping[str, Any], name: str) -> Any:

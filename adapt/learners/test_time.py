@@ -1,41 +1,49 @@
 """Adaptation without labels: a source model, and of each method its objective, filter, direction, scope and statistics.
 
-The answer to a batch is that of the forward pass before the step. Where a step follows, that pass keeps its graph until
+The answer to a batch is that of the forward pass before the step. Where a step follows, that pass is kept until
 ``adapt``, so that one pass serves both; without it (a batch that was loaded, or put off) the pass is made again, with
 the same bits. The pass after the ascent is a function of shifted parameters: nothing has to be put back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ...models.adaptive_norm import adaptive_norms, affine_names
+from ...models.adaptive_norm import AdaptiveNorm, adaptive_norms, affine_names
 from ...models.inputs import Columns, Pixels
 from ...models.networks import Network
+from ...models.passes import AutogradPasses, Gradients, Pass, Passes
 from ...models.surrogate_gap import ascent, gap_direction, joint_norm
 from ...streams import Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
 from ..source_model import Progress, Training, source_model, tell
 from .gradient import inputs_of
-from .test_time_parts import Parts, Recipe, entropy
+from .test_time_parts import Parts, Rows
+from .test_time_recipes import Recipe
 
 LAST_STAGE = ("body.blocks.6.", "body.blocks.7.", "body.layer4.")
 """Of ResNets, ours and torchvision's; SAR leaves it alone."""
 LEAST = 1e-8
 """A gradient shorter than this points nowhere."""
+GENTLE_ALPHA = 0.4
+"""Weight of the surrogate gap, at least, once steps have been made gentler."""
+COUNTS = ("steps", "batches", "skipped", "rows", "kept", "resets", "moved")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """A direction by parameter name, the losses before and after the ascent, and how many rows they rest on."""
 
-    direction: dict[str, Tensor]
+    direction: Gradients
     loss: Tensor
     perturbed: Tensor
     rows: int
@@ -52,6 +60,7 @@ class TestTimeLearner(Learner):
 
     __test__ = False
     needs = frozenset({"source"})
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
     @dataclass(frozen=True, kw_only=True)
     class Params(Recipe):
@@ -66,40 +75,55 @@ class TestTimeLearner(Learner):
         parts: Parts | None = None,
         model: Network | None = None,
         progress: Progress = tell,
+        device: str = "cpu",
     ) -> None:
         super().__init__(spec, params, seed)
+        if device != "cpu" and not torch.cuda.is_available():
+            raise InputError(f"device {device}: PyTorch finds none on this machine")
         if spec.notes.get("reset") == "boundary" and spec.drifts:
             self.needs |= {"boundaries"}
         p: Recipe = self.params
-        self.parts = p.parts() if parts is None else parts
+        self.device = torch.device(device)
+        self.parts = p.parts(spec) if parts is None else parts
         self.inputs: Pixels | Columns = inputs_of(spec)
         if model is None:
             training = Training(p.model, p.norm, p.epochs, p.source_lr, p.source_batch, seed)
             model = source_model(spec, self.inputs, training, keep=p.cache, progress=progress)
-        self.net = model.eval()
+        self.net = model.eval().to(self.device)
         adaptive_norms(self.net, p.statistics, p.prior)
         self.net.requires_grad_(False)
         self.moving = self._moving()
+        self.passes: Passes = AutogradPasses(self.net, list(self.moving))
         self.source = {n: w.detach().clone() for n, w in self.moving.items()}
         """What moves, as it was before any step."""
         self.optimiser = None if self.parts.descent is None else self.parts.descent.start()
         self.mean_softmax: Tensor | None = None
         self.mean_loss: float | None = None
-        self.counts = dict.fromkeys(("steps", "batches", "skipped", "rows", "kept", "resets", "moved"), 0)
+        self.calmed = 0
+        """How often steps were made gentler."""
+        self.counts = dict.fromkeys(COUNTS, 0)
         self.gap = 0.0
-        self._said: tuple[Prediction, Tensor, Tensor] | None = None
+        self._said: tuple[Prediction, Tensor, Pass] | None = None
 
     def _moving(self) -> dict[str, Tensor]:
         """The parameters in scope, which alone get gradients."""
         if self.parts.descent is None:
             return {}
         everything = dict(self.net.named_parameters())
-        names = list(everything) if self.parts.scope == "all" else affine_names(self.net)
+        scope = self.parts.scope
+        if scope == "affine":
+            names = affine_names(self.net)
+        elif scope == "all":
+            names = list(everything)
+        else:
+            patterns = (scope,) if isinstance(scope, str) else scope
+            names = [n for n in everything if any(fnmatchcase(n, pattern) for pattern in patterns)]
         if not self.parts.whole:
             names = [n for n in names if not n.startswith(LAST_STAGE)]
         if not names:
-            raise InputError("there is nothing to adapt: the model has no norms with scale and shift")
-        return {n: everything[n].requires_grad_(True) for n in names}
+            what = "no norms with scale and shift" if scope == "affine" else f"no parameters like {scope}"
+            raise InputError(f"there is nothing to adapt: the model has {what}")
+        return {n: everything[n] for n in names}
 
     # --- answers ------------------------------------------------------------------------------------------------
 
@@ -108,17 +132,17 @@ class TestTimeLearner(Learner):
         if not self.moving:
             with torch.inference_mode():
                 return _prediction(self.net(x))
-        z = self.net(x)
-        prediction = _prediction(z.detach())
-        self._said = (prediction, x, z)
+        said = self.passes(x)
+        prediction = _prediction(said.z)
+        self._said = (prediction, x, said)
         return prediction
 
     def _tensor(self, batch: Batch) -> Tensor:
         assert isinstance(batch.x, np.ndarray)
-        return self.inputs.tensor(batch.x)
+        return self.inputs.tensor(batch.x).to(self.device)
 
     def probe(self, x: Array) -> Any:
-        rows = self.inputs.tensor(x)
+        rows = self.inputs.tensor(x).to(self.device)
 
         def score() -> Array:
             with torch.inference_mode():
@@ -126,6 +150,10 @@ class TestTimeLearner(Learner):
             return scores
 
         return score
+
+    def source_scores(self, batch: Batch) -> Array:
+        with torch.inference_mode(), statistics(self.net, "source"):
+            return _probabilities(functional_call(self.net, self.source, (self._tensor(batch),)))
 
     def version(self) -> int | None:
         return self.counts["moved"]
@@ -137,61 +165,52 @@ class TestTimeLearner(Learner):
         if not self.moving or not len(batch):
             return
         if said is not None and said[0] is prediction:
-            x, z = said[1:]
+            x, first = said[1:]
         else:
             x = self._tensor(batch)
-            z = self.net(x)
+            first = self.passes(x)
         self.counts["batches"] += 1
         self.counts["rows"] += len(batch)
-        step = self._step(x, z)
+        step = self._step(x, first)
         if step is None or not bool(torch.isfinite(joint_norm(list(step.direction.values())))):
             self.counts["skipped"] += 1
             return
         self._take(step, len(batch))
 
-    def _step(self, x: Tensor, z: Tensor) -> Step | None:
+    def _step(self, x: Tensor, first: Pass) -> Step | None:
         """Where to go; None where no row counts or there is no slope."""
-        how = self.parts.direction
-        e = entropy(z)
-        with torch.no_grad():
-            mask, self.mean_softmax = self.parts.filter.choose(z, e, self.mean_softmax)
-        loss = self._loss(e, z.shape[1], mask)
-        if loss is None:
-            return None
-        rows = int(mask.sum())
-        weights = list(self.moving.values())
-        g = torch.autograd.grad(loss, weights)
-        if how.rho == 0:
-            return Step(dict(zip(self.moving, g)), loss.detach(), loss.detach(), rows)
-        if not float(joint_norm(g)) >= LEAST:
-            return None
-        up = ascent(g, how.rho)
-        shifted = {n: (w.detach() + d).requires_grad_(True) for (n, w), d in zip(self.moving.items(), up)}
-        z = functional_call(self.net, shifted, (x,))
-        e = entropy(z)
-        if how.refilter:
-            mask = mask & self.parts.filter.again(e.detach(), z.shape[1])
-        perturbed = self._loss(e, z.shape[1], mask)
-        if perturbed is None:
-            return None
-        gp = torch.autograd.grad(perturbed, list(shifted.values()))
-        found = gap_direction(g, gp, how.alpha_for(len(x)))
-        rows = int(mask.sum())
-        if how.clip and rows == 1:
-            found = [d * torch.clamp(how.clip / (joint_norm(found) + LEAST), max=1.0) for d in found]
-        return Step(dict(zip(self.moving, found)), loss.detach(), perturbed.detach(), rows)
-
-    def _loss(self, e: Tensor, classes: int, mask: Tensor) -> Tensor | None:
-        """The objective's mean over the rows that count; None where none does."""
+        how, objective, choice = self.parts.direction, self.parts.objective, self.parts.filter
+        rows = objective.rows(first.z)
+        mask, self.mean_softmax = choice.choose(first.z, rows, self.mean_softmax)
         if not bool(mask.any()):
             return None
-        return self.parts.objective.rows(e, classes)[mask].mean()
+        loss, slope = mean_of(rows, mask)
+        g = first.pull(slope)
+        if how.rho == 0:
+            return Step(g, loss, loss, int(mask.sum()))
+        if not float(joint_norm(list(g.values()))) >= LEAST:
+            return None
+        up = ascent(list(g.values()), how.rho)
+        second = self.passes(x, {n: self.moving[n].detach() + d for n, d in zip(g, up, strict=True)})
+        rows = objective.rows(second.z)
+        if how.refilter:
+            mask = mask & choice.again(rows)
+        if not bool(mask.any()):
+            return None
+        perturbed, slope = mean_of(rows, mask)
+        gp = second.pull(slope)
+        alpha = max(how.alpha_for(len(x)), GENTLE_ALPHA if self.calmed and how.alpha else 0.0)
+        found = gap_direction(list(g.values()), list(gp.values()), alpha)
+        count = int(mask.sum())
+        if how.clip and count == 1:
+            found = [d * torch.clamp(how.clip / (joint_norm(found) + LEAST), max=1.0) for d in found]
+        return Step(dict(zip(g, found, strict=True)), loss, perturbed, count)
 
     def _take(self, step: Step, rows: int) -> None:
         """Move, then see whether it was for the worse."""
         assert self.optimiser is not None
         assert self.parts.descent is not None
-        self.optimiser.lr = self.parts.descent.rate(rows)
+        self.optimiser.lr = self.parts.descent.rate(rows) * 0.5**self.calmed
         self.optimiser.step(self.moving, step.direction, {})
         self.counts["steps"] += 1
         self.counts["kept"] += step.rows
@@ -200,13 +219,13 @@ class TestTimeLearner(Learner):
         self.gap = loss - float(step.loss)
         slots = [t for slot in self.optimiser.slots.values() for t in slot.values()]
         if not all(bool(torch.isfinite(t).all()) for t in (*self.moving.values(), *slots)):
-            self._restore()
+            self._reset()
         elif self.parts.recovery is not None:
             self.mean_loss = self.parts.recovery.follow(self.mean_loss, loss)
             if self.mean_loss < self.parts.recovery.threshold(self.net.head.out_features):
-                self._restore()
+                self._reset()
 
-    def _restore(self) -> None:
+    def _reset(self) -> None:
         """Back to the source: its parameters, no moments, no memory of losses."""
         assert self.parts.descent is not None
         with torch.no_grad():
@@ -217,11 +236,15 @@ class TestTimeLearner(Learner):
         self.counts["resets"] += 1
         self.counts["moved"] += 1
 
+    def gentler(self) -> None:
+        """Half the step length; where the surrogate gap has a weight, at least 0.4."""
+        self.calmed += 1
+
     def boundary(self, event: Boundary) -> None:
         """Start from the source again, where the stream asks for it (setting reset-each-shift)."""
         self._said = None
         if "boundaries" in self.needs and self.optimiser is not None and self.optimiser.slots:
-            self._restore()
+            self._reset()
             self.mean_softmax = None
 
     # --- state --------------------------------------------------------------------------------------------------
@@ -229,32 +252,73 @@ class TestTimeLearner(Learner):
     def telemetry(self) -> dict[str, float]:
         c = self.counts
         kept = c["kept"] / c["rows"] if c["rows"] else 0.0
-        return {"resets": float(c["resets"]), "skipped": float(c["skipped"]), "kept": kept, "gap": self.gap}
+        counted = {k: float(c[k]) for k in ("resets", "batches", "steps", "skipped")}
+        return {**counted, "kept": kept, "gap": self.gap}
+
+    def adapted(self) -> State | None:
+        if self.optimiser is None:
+            return None
+        return {
+            "moving": dict(self.moving),
+            "optimiser": self.optimiser.state(),
+            "mean_softmax": self.mean_softmax,
+            "mean_loss": self.mean_loss,
+        }
+
+    def restore(self, adapted: State) -> None:
+        assert self.optimiser is not None
+        with torch.no_grad():
+            for name, weight in self.moving.items():
+                weight.copy_(torch.as_tensor(adapted["moving"][name]))
+        self.optimiser.load(adapted["optimiser"])
+        kept = adapted["mean_softmax"]
+        self.mean_softmax = None if kept is None else torch.as_tensor(kept).clone()
+        self.mean_loss = None if adapted["mean_loss"] is None else float(adapted["mean_loss"])
+        self.counts["moved"] += 1
+        self._said = None
 
     def state(self) -> State:
         return {
             "net": dict(self.net.state_dict(keep_vars=True)),
             "source": dict(self.source),
-            "optimiser": None if self.optimiser is None else self.optimiser.state(),
+            "adapted": self.adapted(),
             "inputs": self.inputs.state(),
-            "mean_softmax": self.mean_softmax,
-            "mean_loss": self.mean_loss,
             "counts": dict(self.counts),
+            "calmed": self.calmed,
             "gap": self.gap,
         }
 
     def load(self, state: State) -> None:
         self.net.load_state_dict(state["net"])
-        self.source = {n: torch.as_tensor(state["source"][n]).clone() for n in self.moving}
-        if self.optimiser is not None:
-            self.optimiser.load(state["optimiser"])
+        self.source = {n: torch.as_tensor(state["source"][n]).to(self.device, copy=True) for n in self.moving}
         self.inputs.load(state["inputs"])
-        kept = state["mean_softmax"]
-        self.mean_softmax = None if kept is None else torch.as_tensor(kept).clone()
-        self.mean_loss = None if state["mean_loss"] is None else float(state["mean_loss"])
-        self.counts = {k: int(state["counts"][k]) for k in self.counts}
+        if state["adapted"] is not None:
+            self.restore(state["adapted"])
+        self.counts = {k: int(state["counts"][k]) for k in COUNTS}
+        self.calmed = int(state["calmed"])
         self.gap = float(state["gap"])
         self._said = None
+
+
+@contextmanager
+def statistics(net: torch.nn.Module, mode: str) -> Iterator[None]:
+    """While inside, every batch norm of the network uses these statistics."""
+    norms = [m for m in net.modules() if isinstance(m, AdaptiveNorm)]
+    before = [m.statistics for m in norms]
+    for m in norms:
+        m.statistics = mode
+    try:
+        yield
+    finally:
+        for m, old in zip(norms, before, strict=True):
+            m.statistics = old
+
+
+def mean_of(rows: Rows, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean loss over the rows where ``mask`` holds, and its slope float[B, C]: zero for the other rows."""
+    n = mask.sum()
+    slope = torch.where(mask[:, None], rows.slope, 0.0) / n
+    return torch.where(mask, rows.value, 0.0).sum() / n, slope
 
 
 def _probabilities(z: Tensor) -> Array:

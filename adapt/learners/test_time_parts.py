@@ -1,10 +1,8 @@
-"""The choices in which methods of test-time adaptation differ, as values, and the published recipes made of them.
+"""The choices in which methods of test-time adaptation differ, as values that a person may put together anew.
 
 Sources: Tent, Wang et al., ICLR 2021; EATA, Niu et al., ICML 2022; SAR, Niu et al., ICLR 2023; GSAM, Zhuang et al.,
-ICLR 2022. RSGS is a reconstruction from the abstract of arXiv 2506.05736, whose body we could not read: the direction
-of GSAM on the entropy loss of SAR. Ours: step lengths for small nets and small batches, the redundancy threshold for
-few classes, the recovery threshold of RSGS that follows the number of classes, the clip of a single row's gradient.
-EATA's penalty by Fisher information is left out (its published ETA).
+ICLR 2022. Ours: step lengths for small batches, a recovery threshold that follows the number of classes, the clip of
+a single row's gradient. Every objective has its slope in closed form, so that no graph is needed beyond the logits.
 """
 
 from __future__ import annotations
@@ -19,8 +17,24 @@ from torch.nn import functional as F
 
 from ...models.optimisers import SGD, AdamW, Optimiser
 
-Statistics = Literal["auto", "source", "batch", "mixed"]
 FEW_ROWS = 16
+
+
+# --- objective --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What an objective says of each row of a batch.
+
+    value: float[B], its loss in nats. slope: float[B, C], the loss by the logits. doubt: float[B], how unsure the model
+    is, in nats, which filters go by. most: the greatest doubt there can be.
+    """
+
+    value: Tensor
+    slope: Tensor
+    doubt: Tensor
+    most: float
 
 
 def entropy(z: Tensor) -> Tensor:
@@ -29,21 +43,21 @@ def entropy(z: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(1)
 
 
-# --- objective --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Entropy:
-    """Every row that counts weighs the same."""
+    """H = - sum p ln p; dH/dz = -p (ln p + H). Every row that counts weighs the same."""
 
-    def rows(self, e: Tensor, classes: int) -> Tensor:
-        """float[B]: the loss of each row, from its entropy."""
-        return e
+    def rows(self, z: Tensor, target: Tensor | None = None) -> Rows:
+        """Of logits float[B, C]; target: float[B, C], a teacher's probabilities, for objectives that have one."""
+        logs = torch.log_softmax(z, 1)
+        p = logs.exp()
+        value = -(p * logs).sum(1)
+        return Rows(value, -p * (logs + value[:, None]), value, math.log(z.shape[1]))
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedEntropy:
-    """Row weights exp(e_frac ln C - entropy), without a gradient of their own (EATA)."""
+    """Row weights exp(e_frac ln C - H), without a gradient of their own (EATA)."""
 
     e_frac: float = 0.4
 
@@ -51,8 +65,21 @@ class WeightedEntropy:
         if not math.isfinite(self.e_frac):
             raise ValueError("e_frac of weighted entropy must be finite")
 
-    def rows(self, e: Tensor, classes: int) -> Tensor:
-        return torch.exp(self.e_frac * math.log(classes) - e.detach()) * e
+    def rows(self, z: Tensor, target: Tensor | None = None) -> Rows:
+        plain = Entropy().rows(z, target)
+        weight = torch.exp(self.e_frac * plain.most - plain.doubt)
+        return Rows(weight * plain.value, weight[:, None] * plain.slope, plain.doubt, plain.most)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftCrossEntropy:
+    """- sum t ln p to a teacher's probabilities t, whose slope is p - t; doubt is the entropy of p."""
+
+    def rows(self, z: Tensor, target: Tensor | None = None) -> Rows:
+        assert target is not None, "soft cross-entropy needs a teacher"
+        logs = torch.log_softmax(z, 1)
+        p = logs.exp()
+        return Rows(-(target * logs).sum(1), p - target, -(p * logs).sum(1), math.log(z.shape[1]))
 
 
 # --- which rows count -------------------------------------------------------------------------------------------
@@ -62,26 +89,26 @@ class WeightedEntropy:
 class Everything:
     """Every row counts."""
 
-    def choose(self, z: Tensor, e: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def choose(self, z: Tensor, rows: Rows, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """bool[B], and what the filter remembers from then on: a mean softmax float[C], or nothing."""
-        return torch.ones_like(e, dtype=torch.bool), mean
+        return self.again(rows), mean
 
-    def again(self, e: Tensor, classes: int) -> Tensor:
+    def again(self, rows: Rows) -> Tensor:
         """bool[B] at another place: of the rows chosen before, those that still count."""
-        return torch.ones_like(e, dtype=torch.bool)
+        return torch.ones_like(rows.doubt, dtype=torch.bool)
 
 
 @dataclass(frozen=True, slots=True)
 class Confident:
-    """Rows whose entropy lies below e_frac ln C."""
+    """Rows whose doubt lies below e_frac of the greatest: of e_frac ln C for an entropy over C classes."""
 
     e_frac: float = 0.4
 
-    def choose(self, z: Tensor, e: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.again(e, z.shape[1]), mean
+    def choose(self, z: Tensor, rows: Rows, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.again(rows), mean
 
-    def again(self, e: Tensor, classes: int) -> Tensor:
-        return e < self.e_frac * math.log(classes)
+    def again(self, rows: Rows) -> Tensor:
+        return rows.doubt < self.e_frac * rows.most
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +122,19 @@ class Novel:
     like: float = 0.4
     decay: float = 0.9
 
-    def choose(self, z: Tensor, e: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        mask = self.again(e, z.shape[1])
+    def choose(self, z: Tensor, rows: Rows, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        mask = self.again(rows)
         p = torch.softmax(z, 1)
         if mean is not None:
+            mean = F.pad(mean, (0, p.shape[1] - len(mean)))  # classes may have come since
             mask = mask & (F.cosine_similarity(p, mean[None], dim=1).abs() < self.like)
         if mask.any():
             now = p[mask].mean(0)
             mean = now if mean is None else self.decay * mean + (1 - self.decay) * now
         return mask, mean
 
-    def again(self, e: Tensor, classes: int) -> Tensor:
-        return e < self.e_frac * math.log(classes)
+    def again(self, rows: Rows) -> Tensor:
+        return rows.doubt < self.e_frac * rows.most
 
 
 # --- the step ---------------------------------------------------------------------------------------------------
@@ -186,151 +214,21 @@ class Recovery:
 # --- together ---------------------------------------------------------------------------------------------------
 
 
+Objective = Entropy | WeightedEntropy | SoftCrossEntropy
+Filter = Everything | Confident | Novel
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A method. descent: None takes no step at all. scope: ``affine`` scales and shifts of norms, ``all`` everything.
-
-    whole: norms of a ResNet's last stage move too. recovery: None never goes back.
+    """A method. descent: None takes no step at all. scope: ``affine`` scales and shifts of norms, ``all`` everything,
+    or patterns of parameter names (``body.0.*``). whole: norms of a ResNet's last stage move too. recovery: None never
+    goes back.
     """
 
-    objective: Entropy | WeightedEntropy = field(default_factory=Entropy)
-    filter: Everything | Confident | Novel = field(default_factory=Everything)
+    objective: Objective = field(default_factory=Entropy)
+    filter: Filter = field(default_factory=Everything)
     direction: Direction = field(default_factory=Direction)
     descent: Descent | None = None
-    scope: Literal["affine", "all"] = "affine"
+    scope: str | tuple[str, ...] = "affine"
     whole: bool = True
     recovery: Recovery | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Parameters that all methods have: the source model, and the statistics of batch norms."""
-
-    model: str = "auto"
-    """The source network, as in models/networks.py; auto is convnet for images, mlp-norm for other rows."""
-    norm: Literal["batch", "group", "continual"] = "batch"
-    """Its norms."""
-    epochs: int = 25
-    """Epochs over the clean rows."""
-    source_lr: float = 0.05
-    """First step length of the source's training."""
-    source_batch: int = 32
-    """Rows of a step of the source's training."""
-    cache: bool = True
-    """Keep the trained source model, and take one that was kept."""
-    statistics: Statistics = "auto"
-    """Of batch norms: source, batch, mixed, or auto: batch from 16 rows on, mixed below."""
-    prior: float = 16.0
-    """How many rows the source's statistics count for in the mixture."""
-
-    def __post_init__(self) -> None:
-        if not (self.epochs >= 0 and self.source_batch >= 1 and 0 < self.source_lr < math.inf):
-            raise ValueError("epochs must be at least 0, source_batch at least 1, source_lr above 0")
-        if not 0 < self.prior < math.inf:
-            raise ValueError("prior must be above 0")
-        self.parts()
-
-    def parts(self) -> Parts:
-        """The method."""
-        return Parts()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source(Recipe):
-    """The source model as it is: the control."""
-
-    statistics: Statistics = "source"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchNormAdapt(Recipe):
-    """New statistics, no gradient."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tent(Recipe):
-    """The entropy of all rows."""
-
-    optimizer: Literal["sgd", "adam"] = "adam"
-    """Plain descent or Adam."""
-    lr: float = 1e-3
-    """Step length."""
-    momentum: float = 0.9
-    """Of plain descent."""
-
-    def parts(self) -> Parts:
-        return Parts(descent=Descent(self.optimizer, self.lr, self.momentum))
-
-
-@dataclass(frozen=True, kw_only=True)
-class EATA(Recipe):
-    """Weighted entropy of rows that are confident and not like those before; without the Fisher penalty."""
-
-    lr: float = 1e-3
-    """Step length."""
-    momentum: float = 0.9
-    """Of the descent."""
-    e_frac: float = 0.4
-    """Entropy from which on a row does not count, as a share of ln C."""
-    like: float = 0.4
-    """Likeness to earlier rows from which on a row does not count; 0.05 where there are a thousand classes."""
-
-    def parts(self) -> Parts:
-        descent = Descent("sgd", self.lr, self.momentum)
-        return Parts(WeightedEntropy(self.e_frac), Novel(self.e_frac, self.like), descent=descent)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SAR(Recipe):
-    """Entropy of confident rows, descended where it is flat, with a way back."""
-
-    lr: float = 2.5e-4
-    """Step length from 32 rows on; below that it falls with them."""
-    momentum: float = 0.9
-    """Of the descent."""
-    e_frac: float = 0.4
-    """Entropy from which on a row does not count, as a share of ln C."""
-    rho: float = 0.05
-    """How far the ascent goes."""
-    recover: float = 0.2
-    """Back to the source when the running loss falls below this (nats; published for 1,000 classes); 0 for never."""
-
-    def parts(self) -> Parts:
-        return Parts(
-            filter=Confident(self.e_frac),
-            direction=Direction(self.rho, refilter=True),
-            descent=Descent("sgd", self.lr, self.momentum, "sar"),
-            whole=False,
-            recovery=Recovery(self.recover),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RSGS(Recipe):
-    """Entropy of confident rows along GSAM's direction; a reconstruction from the paper's abstract."""
-
-    lr: float = 1e-3
-    """Step length from 16 rows on; below that it falls with them."""
-    momentum: float = 0.9
-    """Of the descent."""
-    e_frac: float = 0.4
-    """Entropy from which on a row does not count, as a share of ln C."""
-    rho: float = 0.05
-    """How far the ascent goes."""
-    alpha: float = 0.4
-    """Weight of the surrogate gap; at most 0.1 below 16 rows."""
-    refilter: bool = False
-    """Rows must be confident after the ascent too."""
-    clip: float = 1.0
-    """Length of a direction that rests on one row, at most; 0 for no limit."""
-    recover: float = 0.2
-    """Back to the source when the running loss falls below this times ln C / ln 1000; 0 for never."""
-
-    def parts(self) -> Parts:
-        return Parts(
-            filter=Confident(self.e_frac),
-            direction=Direction(self.rho, self.alpha, self.refilter, self.clip),
-            descent=Descent("sgd", self.lr, self.momentum, "linear"),
-            whole=False,
-            recovery=Recovery(self.recover, by_classes=True),
-        )

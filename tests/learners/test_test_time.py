@@ -15,20 +15,19 @@ import torch
 from driftway.adapt.learners import LEARNERS
 from driftway.adapt.learners.test_time import TestTimeLearner
 from driftway.adapt.learners.test_time_parts import (
-    EATA,
-    RSGS,
-    SAR,
-    BatchNormAdapt,
     Confident,
     Descent,
     Direction,
+    Entropy,
     Novel,
     Parts,
     Recovery,
-    Source,
-    Tent,
+    Rows,
+    SoftCrossEntropy,
+    WeightedEntropy,
     entropy,
 )
+from driftway.adapt.learners.test_time_recipes import EATA, RSGS, SAR, BatchNormAdapt, Source, Tent
 from driftway.adapt.loop import Loop
 from driftway.adapt.source_model import Training, source_model
 from driftway.adapt.state import all_finite, digest, join, split
@@ -221,33 +220,45 @@ def test_rsgs_is_sar_without_alpha_and_tent_without_ascent(stream: Any, net: Net
     ("z", "h", "slope"), [(0.0, 0.6931472, 0.0), (1.0, 0.5822031, -0.1966119), (2.0, 0.3653339, -0.2099872)]
 )
 def test_entropy_and_its_slope(z: float, h: float, slope: float) -> None:
-    logits = torch.tensor([[z, 0.0]], dtype=torch.float64, requires_grad=True)
-    value = entropy(logits)
-    assert value.item() == pytest.approx(h, abs=1e-7)
-    (found,) = torch.autograd.grad(value.sum(), logits)
-    assert float(found[0, 0]) == pytest.approx(slope, abs=1e-7)
-    p = logits.detach().softmax(1)
-    torch.testing.assert_close(found, -p * (p.log() + value.detach()[:, None]))
+    logits = torch.tensor([[z, 0.0]], dtype=torch.float64)
+    rows = Entropy().rows(logits)
+    assert rows.value.item() == pytest.approx(h, abs=1e-7)
+    assert float(rows.slope[0, 0]) == pytest.approx(slope, abs=1e-7)
+    torch.testing.assert_close(rows.value, entropy(logits))
+
+
+@pytest.mark.parametrize("objective", [Entropy(), WeightedEntropy(), SoftCrossEntropy()])
+def test_slopes_are_those_of_autograd(objective: Any) -> None:
+    draw = torch.Generator().manual_seed(3)
+    z = (3 * torch.randn(5, 4, generator=draw, dtype=torch.float64)).requires_grad_(True)
+    t = torch.softmax(torch.randn(5, 4, generator=draw, dtype=torch.float64), 1)
+    rows = objective.rows(z, t)
+    value = rows.value
+    if isinstance(objective, WeightedEntropy):
+        value = torch.exp(0.4 * math.log(4) - entropy(z).detach()) * entropy(z)
+        torch.testing.assert_close(rows.value, value)
+    (found,) = torch.autograd.grad(value.sum(), z)
+    torch.testing.assert_close(rows.slope, found, rtol=0, atol=1e-12)
+    torch.testing.assert_close(rows.doubt, entropy(z))
+    assert rows.most == math.log(4)
 
 
 def test_the_threshold_follows_the_classes() -> None:
     keep = Confident(0.4)
     for classes, edge in ((10, 0.9210340), (6, 0.7167038), (2, 0.2772589)):
-        assert keep.again(torch.tensor([edge - 1e-6, edge + 1e-6], dtype=torch.float64), classes).tolist() == [
-            True,
-            False,
-        ]
+        doubt = torch.tensor([edge - 1e-6, edge + 1e-6], dtype=torch.float64)
+        assert keep.again(Rows(doubt, doubt, doubt, math.log(classes))).tolist() == [True, False]
     z = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    assert keep.choose(z, entropy(z), None)[0].tolist() == [False, True]
+    assert keep.choose(z, Entropy().rows(z), None)[0].tolist() == [False, True]
     assert float(entropy(z)[1]) == pytest.approx(0.1908650, abs=1e-6)
 
 
 def test_redundant_rows_and_the_running_mean() -> None:
     z = torch.tensor([[8.0, 0, 0], [0, 8.0, 0]])
     p = z.softmax(1)
-    mask, mean = Novel().choose(z[:1], entropy(z[:1]), None)
+    mask, mean = Novel().choose(z[:1], Entropy().rows(z[:1]), None)
     assert mask.tolist() == [True]
-    mask, mean = Novel().choose(z, entropy(z), mean)
+    mask, mean = Novel().choose(z, Entropy().rows(z), mean)
     assert mask.tolist() == [False, True]
     torch.testing.assert_close(mean, 0.9 * p[0] + 0.1 * p[1])
 
