@@ -2,7 +2,7 @@
 
 A scene is a pure function of (seed, split, number): the same arguments give the same scene, in any order. Truth and
 observation are apart: noise, lost agents and weak signals (``severity``) concern only what is seen, denser traffic
-the truth too. Plans are judged by the truth (``evaluation/driving_scenes.py``).
+the truth too. Plans are judged by the truth (``driving_truth.py``).
 
 Source of the design: the method note on Centaur (arXiv 2503.11650) and NAVSIM's setting of 4 s plans and four earlier
 observations at 2 Hz; the simulator, its numbers and the degrees of shift are ours.

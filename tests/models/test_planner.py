@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from driftway.evaluation.driving_scenes import judge, mean_scores
 from driftway.models.cluster_entropy import ClusterEntropy
 from driftway.models.planner import (
     Planner,
@@ -17,9 +16,11 @@ from driftway.models.planner import (
     planner_loss,
     train_planner,
 )
-from driftway.models.trajectories import manoeuvres, vocabulary
+from driftway.models.trajectories import manoeuvres
 from driftway.streams.driving import LAYOUT, scenes
+from driftway.streams.driving_truth import judge, mean_scores
 from driftway.streams.kinematics import random_drives
+from driftway.streams.vocabulary import vocabulary
 from torch import Tensor
 from torch.func import functional_call
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driftway.evaluation.driving import (
+from driftway.streams.pdm import (
     EGO,
     comfort,
     contacts,

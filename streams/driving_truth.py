@@ -1,4 +1,4 @@
-"""Plans judged in the scenes of ``streams/driving.py``: every rule by the truth, none by what a planner sees."""
+"""Plans judged in the scenes of ``driving.py``: every rule by the truth, none by what a planner sees."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..streams.driving import PAST, STATIC, Scene
-from ..streams.kinematics import placed, to_lane
-from .driving import (
+from .driving import PAST, STATIC, Scene
+from .kinematics import placed, to_lane
+from .pdm import (
     EGO,
     Scores,
     comfort,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from driftway.evaluation.driving_scenes import feasible, judge, mean_scores, score_plans
-from driftway.models.trajectories import vocabulary
 from driftway.streams.driving import scene, scenes
+from driftway.streams.driving_truth import feasible, judge, mean_scores, score_plans
 from driftway.streams.kinematics import drive, random_drives
+from driftway.streams.vocabulary import vocabulary
 
 PLANS = vocabulary(random_drives(3000), 64)
 
