@@ -24,7 +24,8 @@ CONFIG, SUMMARY, RECORDS = "config.toml", "summary.json", "records.csv"
 QUARANTINE, TIMINGS, CHECKPOINT, REPORT = "quarantine.jsonl", "timings.csv", "checkpoint", "report.html"
 CURVE = "continual.csv"
 
-TIMING_COLUMNS = ("step", "seconds", "predict", "adapt", "learn", "evaluate", "io", "p50_ms", "p99_ms", "rss_mb")
+PHASES = ("predict", "adapt", "learn", "evaluate", "io")
+TIMING_COLUMNS = ("step", "seconds", *PHASES, "p50_ms", "p99_ms", "rss_mb", "batches")
 BETWEEN_TIMINGS = 0.25
 """Seconds between two lines of timings.csv."""
 
@@ -132,10 +133,11 @@ class RecordWriter:
         if now < self._next_timing and record.kind != "end":
             return
         self._next_timing = now + BETWEEN_TIMINGS
-        phases = [f"{loop.seconds[p]:.6f}" for p in ("predict", "adapt", "learn", "evaluate", "io")]
+        phases = [f"{loop.seconds[p]:.6f}" for p in PHASES]
         latency = [f"{loop.latency.quantile(q) * 1e3:.6g}" for q in (0.5, 0.99)]
         total = f"{sum(loop.seconds.values()):.6f}"
-        self._timings.write(_csv_line([record.step, total, *phases, *latency, f"{resident_mb():.2f}"]).encode())
+        cells = [record.step, total, *phases, *latency, f"{resident_mb():.2f}", loop.batches]
+        self._timings.write(_csv_line(cells).encode())
 
     def sync(self) -> None:
         """Everything written so far is on the disk when this returns."""

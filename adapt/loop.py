@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from ..evaluation.continual import Continual, Evaluation
-from ..evaluation.cost import LatencyHistogram
+from ..evaluation.cost import LatencyHistogram, per_batch
 from ..streams import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, Stream, concatenate
 from .admission import Admission
 from .checkpoint import Checkpointer
@@ -30,6 +30,8 @@ class Evaluator(Protocol):
     """Watches predictions and labels; has no say in anything. All of it is exact however rows are cut into calls."""
 
     columns: tuple[str, ...]
+    queries_only: ClassVar[bool]
+    """Whether it is shown only rows whose labels are for judging, never those that are then learnt."""
 
     def baseline(self, n: int) -> Array:
         """float64[n, 2]: what the majority and the no-change baseline would answer now, for n rows."""
@@ -100,6 +102,7 @@ class Loop:
         self.step = 0
         self.labelled = 0
         self.updates = 0
+        self.batches = 0
         self.quarantined = 0
         self.rollbacks = 0
         self.seconds = {"predict": 0.0, "adapt": 0.0, "learn": 0.0, "evaluate": 0.0, "io": 0.0}
@@ -292,6 +295,7 @@ class Loop:
         seconds["predict"] += t1 - t0
         seconds["adapt"] += t2 - t1
         n = len(batch)
+        self.batches += 1
         self.latency.add((t2 - t0) / n, n)
         before = self.step
         self.step = before + n
@@ -320,7 +324,8 @@ class Loop:
         batch, prediction = rows.batch, rows.prediction
         t0 = perf_counter()
         for evaluator in self.evaluators:
-            evaluator.update(y, prediction.output, prediction.scores, rows.baseline)
+            if not (learn and evaluator.queries_only):
+                evaluator.update(y, prediction.output, prediction.scores, rows.baseline)
         t1 = perf_counter()
         self.seconds["evaluate"] += t1 - t0
         self.labelled += len(y)
@@ -341,6 +346,7 @@ class Loop:
         prediction = self.learner.test_then_train(batch)
         t1 = perf_counter()
         n = len(batch)
+        self.batches += n
         self.latency.add((t1 - t0) / n, n)
         self.step += n
         self.labelled += n
@@ -459,5 +465,6 @@ class Loop:
         total["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
         if self.row_by_row and not self.seconds["predict"]:
             total["seconds"]["predict"] = None
+        total["ms_per_batch"] = per_batch(total["seconds"], self.batches)
         total["latency_ms"] = {"p50": self.latency.quantile(0.5) * 1e3, "p99": self.latency.quantile(0.99) * 1e3}
         return total

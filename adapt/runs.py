@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.calibration import Calibration
 from ..evaluation.continual import Continual
 from ..evaluation.prequential import Prequential
+from ..evaluation.shifts import Sessions, Shifts
+from ..evaluation.source_domain import SourceDomain
 from ..streams import Batch, Event, InputError, Labels, StreamSpec
 from .checkpoint import Checkpointer
 from .config import RunConfig, difference, make_stream, resolve, to_toml
@@ -37,7 +40,7 @@ from .folder import (
 from .guard import Guard
 from .learner import CannotCheckpoint, Learner
 from .learners import make_learner
-from .loop import Loop, Record
+from .loop import Evaluator, Loop, Record
 from .state import digest, state_bytes
 
 WARM_UP_ROWS = 24
@@ -65,6 +68,7 @@ class Run:
         self.learner = _build(config, self.stream.spec)
         self.warm_up_seconds = _warm_up(config, self.stream.spec, foreign=can_checkpoint(self.learner) is not None)
         self.evaluator = Prequential(self.stream.spec, window=config.window, fading=config.fading)
+        self.source_domain = make_source_domain(self.stream.spec, self.learner)
         self.continual = make_continual(config, self.stream.spec)
         _check_worker(config, self.continual, self.learner)
         self.loop = self._make_loop()
@@ -81,7 +85,7 @@ class Run:
         keeps = savable is None and self.out is not None
         return Loop(
             self.learner,
-            evaluators=[self.evaluator],
+            evaluators=[self.evaluator, *self._watches()],
             guard=Guard() if config.guard and savable is None else None,
             checkpoint=Checkpointer(self.out / CHECKPOINT) if keeps and self.out is not None else None,
             pending=config.pending,
@@ -89,6 +93,10 @@ class Run:
             every=config.every,
             continual=self.continual,
         )
+
+    def _watches(self) -> list[Evaluator]:
+        """What watches beside the prequential evaluator."""
+        return [*watches(self.stream.spec), *([] if self.source_domain is None else [self.source_domain])]
 
     def _open_folder(self, resume: bool, command: str) -> RecordWriter:
         """Restore what the newest checkpoint holds, cut the files to it, and be ready to write."""
@@ -118,15 +126,24 @@ class Run:
                 ends.callback(self._writer.close)
             ends.enter_context(self._worker())
             started = perf_counter()
+            self._ask_source(SourceDomain.begin)
             for record in self.loop.steps(self.stream):
                 if self._writer is not None:
                     self._writer.write(record, self.loop)
                 self._elapsed = perf_counter() - started
                 yield record
+            self._ask_source(SourceDomain.end)
             self._elapsed = perf_counter() - started
         self.status = "done" if self.loop.ended else "interrupted"
         if self.out is not None:
             write_whole(self.out / SUMMARY, to_json(self.summary()))
+
+    def _ask_source(self, moment: Callable[[SourceDomain, Learner], None]) -> None:
+        """Let the source domain be judged, if it is; the time is that of evaluation."""
+        if self.source_domain is not None:
+            started = perf_counter()
+            moment(self.source_domain, self.learner)
+            self.loop.seconds["evaluate"] += perf_counter() - started
 
     @contextmanager
     def _worker(self) -> Iterator[None]:
@@ -159,11 +176,12 @@ class Run:
             "learner": self.config.learner,
             "seed": self.config.seed,
             "status": self.status,
-            **dict.fromkeys(SCORES),
+            **dict.fromkeys((*SCORES, *SHIFT_SCORES)),
             "baseline": {"majority": None, "no_change": None},
             "examples_per_second": round(rows / self._elapsed, 1) if self._elapsed else None,
             "seconds": None,
             "latency_ms": None,
+            "ms_per_batch": None,
             "peak_rss_mb": round(_peak_mb(), 2),
             "state_mb": None if state is None else round(state_bytes(state) / 1e6, 6),
             **dict.fromkeys(COUNTS),
@@ -175,8 +193,9 @@ class Run:
 
 
 SCORES = ("examples", "labelled", "accuracy", "accuracy_window", "kappa", "kappa_m", "kappa_t", "logloss", "continual")
+SHIFT_SCORES = ("shifts", "shift_error", "few_shot", "ece", "calibration", "source_domain")
 COUNTS = ("quarantined", "dropped_labels", "rollbacks", "drift_alarms")
-CLOCKS = ("examples_per_second", "seconds", "latency_ms", "peak_rss_mb", "warm_up_seconds")
+CLOCKS = ("examples_per_second", "seconds", "latency_ms", "ms_per_batch", "peak_rss_mb", "warm_up_seconds")
 """Keys of a summary that depend on the machine and the moment; all others repeat bit for bit."""
 
 
@@ -241,6 +260,25 @@ def make_continual(config: RunConfig, spec: StreamSpec) -> Continual | None:
     )
 
 
+def watches(spec: StreamSpec) -> list[Evaluator]:
+    """What judges beside the prequential evaluator: calibration, and shifts or sessions where the stream has them."""
+    if spec.target != "classification":
+        return []
+    found: list[Evaluator] = [Calibration(spec)]
+    if "sessions" in spec.notes:
+        found.append(Sessions(spec))
+    elif "stretches" in spec.notes:
+        found.append(Shifts(spec))
+    return found
+
+
+def make_source_domain(spec: StreamSpec, learner: Learner) -> SourceDomain | None:
+    """What judges how much of the source is forgotten; None where the learner does not start from one."""
+    if spec.source is None or spec.target != "classification" or "source" not in learner.needs:
+        return None
+    return SourceDomain(spec.source)
+
+
 def _check_worker(config: RunConfig, continual: Continual | None, learner: Learner) -> None:
     """``InputError`` where a worker is asked for that has nothing to do, or cannot do it."""
     if not config.evaluate_worker:
@@ -290,9 +328,9 @@ def _warm_up(config: RunConfig, spec: StreamSpec, *, foreign: bool) -> float:
         Labels(ids[second], y[second], 0.0),
     ]
     for row_by_row in {config.batch == 1, False}:
-        evaluator = Prequential(spec, window=config.window, fading=config.fading)
+        evaluators = [Prequential(spec, window=config.window, fading=config.fading), *watches(spec)]
         learner = make_learner("majority", spec) if foreign else _build(config, spec)
-        loop = Loop(learner, evaluators=[evaluator], row_by_row=row_by_row, every=n)
+        loop = Loop(learner, evaluators=evaluators, row_by_row=row_by_row, every=n)
         for _ in loop.steps(Given(spec, events)):
             pass
     return perf_counter() - started

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 FLOOR = 1e-8
 """Seconds; anything faster is told as this."""
@@ -13,6 +15,18 @@ STEP = 1.02
 
 _SCALE = 1.0 / math.log(STEP)
 _BUCKETS = math.ceil(math.log(CEILING / FLOOR) * _SCALE)
+
+
+def per_batch(seconds: Mapping[str, float | None], batches: int) -> dict[str, Any]:
+    """Mean milliseconds that one batch took to predict, adapt and learn, and in all; None where that was not timed.
+
+    >>> per_batch({"predict": 0.2, "adapt": 0.1, "learn": 0.0, "io": 9.0}, 100)
+    {'batches': 100, 'predict': 2.0, 'adapt': 1.0, 'learn': 0.0, 'total': 3.0}
+    """
+    phases = {p: seconds.get(p) for p in ("predict", "adapt", "learn")}
+    means = {p: None if s is None or not batches else round(1e3 * s / batches, 6) for p, s in phases.items()}
+    total = sum(s for s in phases.values() if s is not None)
+    return {"batches": batches, **means, "total": round(1e3 * total / batches, 6) if batches else None}
 
 
 class LatencyHistogram:

@@ -269,6 +269,28 @@ METRICS: dict[str, Metric] = {
             "mean -log p[y], p clipped to 1e-15; 0 for a class not known yet", "lower",
             "I. J. Good, Rational decisions, JRSS B 14, 1952",
         ),
+        Metric(
+            "ece", "expected calibration error: how far confidence and accuracy lie apart",
+            "sum_m n_m / n |acc(m) - conf(m)|, 15 bins of the top probability", "lower", "C. Guo et al., ICML 2017",
+        ),
+        Metric(
+            "confidence_gap", "above 0 overconfident, below 0 underconfident (calibration.gap)",
+            "mean of the top probability - accuracy", "none", "C. Guo et al., ICML 2017 (the sign is our addition)",
+        ),
+        Metric(
+            "shift_error", "error under each shift of the stream (shifts), mean over shifts of the same weight",
+            "(1/K) sum_k wrong_k / rows_k", "lower", "D. Hendrycks, T. Dietterich, ICLR 2019, not normalised",
+        ),
+        Metric(
+            "source_forgotten", "accuracy on the clean source rows lost since the start (source_domain.forgotten)",
+            "accuracy before the first event - accuracy at the end", "lower",
+            "S. Niu et al., Efficient test-time model adaptation without forgetting, ICML 2022",
+        ),
+        Metric(
+            "drop", "accuracy lost from the first session to the last one (few_shot.drop)",
+            "accuracy of session 0 - accuracy of the last session", "lower",
+            "X. Tao et al., Few-shot class-incremental learning, CVPR 2020",
+        ),
         Metric("mae", "mean absolute error, in the target's unit", "mean |output - y|", "lower", _PREQUENTIAL),
         Metric("rmse", "root of the mean squared error", "sqrt(mean (output - y)^2)", "lower", _PREQUENTIAL),
         Metric(

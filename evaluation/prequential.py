@@ -8,7 +8,7 @@ fading: J. Gama, R. Sebastião, P. P. Rodrigues, Machine Learning 90, 2013.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class Prequential:
     >>> {k: round(v, 3) for k, v in watch.row().items() if k in ("accuracy", "kappa", "majority", "no_change")}
     {'accuracy': 0.667, 'kappa': 0.333, 'majority': 0.167, 'no_change': 0.5}
     """
+
+    queries_only: ClassVar[bool] = False
 
     def __init__(
         self,
