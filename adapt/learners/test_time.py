@@ -1,14 +1,14 @@
 """Adaptation without labels: a source model, and of each method its objective, filter, direction, scope and statistics.
 
-The answer to a batch is that of the forward pass before the step. Where a step follows, that pass is kept until
+The answer to a batch is that before the step. Where the step goes on from the same forward pass, that is kept until
 ``adapt``, so that one pass serves both; without it (a batch that was loaded, or put off) the pass is made again, with
-the same bits. The pass after the ascent is a function of shifted parameters: nothing has to be put back.
+the same bits. The pass after the ascent is a function of shifted parameters: nothing has to be put back. Where there is
+a teacher, it answers, and the student learns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ...models.adaptive_norm import AdaptiveNorm, adaptive_norms, affine_names
+from ...models.adaptive_norm import (
+    adaptive_norms,
+    adopt,
+    affine_names,
+    followed,
+    following,
+    proposals,
+    start_anew,
+    using,
+)
 from ...models.inputs import Columns, Pixels
 from ...models.networks import Network
 from ...models.passes import AutogradPasses, Gradients, Pass, Passes
@@ -27,8 +36,21 @@ from ...streams import Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
 from ..source_model import Progress, Training, source_model, tell
 from .gradient import inputs_of
+from .test_time_memory import BalancedMemory
 from .test_time_parts import Parts, Rows
 from .test_time_recipes import Recipe
+from .test_time_teacher import (
+    RESTORE,
+    STRONG,
+    VIEWS,
+    Hold,
+    Teacher,
+    augmentation_of,
+    draw_back,
+    generator,
+    hold_of,
+    weighted,
+)
 
 LAST_STAGE = ("body.blocks.6.", "body.blocks.7.", "body.layer4.")
 """Of ResNets, ours and torchvision's; SAR leaves it alone."""
@@ -36,7 +58,30 @@ LEAST = 1e-8
 """A gradient shorter than this points nowhere."""
 GENTLE_ALPHA = 0.4
 """Weight of the surrogate gap, at least, once steps have been made gentler."""
-COUNTS = ("steps", "batches", "skipped", "rows", "kept", "resets", "moved")
+COUNTS = ("steps", "batches", "lessons", "skipped", "rows", "kept", "resets", "moved")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Rows float[B, ...], the answer's logits float[B, C], and the student's pass where that gave them."""
+
+    x: Tensor
+    z: Tensor
+    first: Pass | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Rows as the student sees them and its pass over them; running statistics as they are to be from then on.
+
+    target: a teacher's probabilities, float[B, C]. weight: of each row, float[B].
+    """
+
+    x: Tensor
+    first: Pass
+    moved: dict[str, Tensor]
+    target: Tensor | None = None
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +135,9 @@ class TestTimeLearner(Learner):
             training = Training(p.model, p.norm, p.epochs, p.source_lr, p.source_batch, seed)
             model = source_model(spec, self.inputs, training, keep=p.cache, progress=progress)
         self.net = model.eval().to(self.device)
-        adaptive_norms(self.net, p.statistics, p.prior)
+        adaptive_norms(self.net, p.statistics, p.prior, p.follow)
         self.net.requires_grad_(False)
+        self.parts = self.parts.for_classes(self.net.head.weight)
         self.moving = self._moving()
         self.passes: Passes = AutogradPasses(self.net, list(self.moving))
         self.source = {n: w.detach().clone() for n, w in self.moving.items()}
@@ -103,7 +149,26 @@ class TestTimeLearner(Learner):
         """How often steps were made gentler."""
         self.counts = dict.fromkeys(COUNTS, 0)
         self.gap = 0.0
-        self._said: tuple[Prediction, Tensor, Pass] | None = None
+        self.touched = False
+        """Whether anything may have moved since the start or the last reset."""
+        self._said: tuple[Prediction, Said] | None = None
+        self._beside(spec)
+
+    def _beside(self, spec: StreamSpec) -> None:
+        """What only some methods have: running statistics, a teacher, a memory, a penalty."""
+        how = self.parts
+        self.followed = followed(self.net)
+        self.augment = augmentation_of(spec)
+        self.teacher = None if how.teacher is None else Teacher(how.teacher, self.net, self.source, self.augment)
+        self.memory = None if how.memory is None else BalancedMemory(how.memory.capacity, self.net.head.out_features)
+        self.hold: Hold | None = None
+        if how.anchor is not None and self.moving:
+            self.hold = hold_of(how.anchor, spec, self.inputs, self.passes, self.device, self.seed)
+        self.adapts = bool(self.moving or self.followed)
+        self.direct = bool(self.moving) and not (
+            self.followed or self.teacher or self.memory is not None or how.augment
+        )
+        """Whether a step goes on from the pass that answered."""
 
     def _moving(self) -> dict[str, Tensor]:
         """The parameters in scope, which alone get gradients."""
@@ -128,14 +193,25 @@ class TestTimeLearner(Learner):
     # --- answers ------------------------------------------------------------------------------------------------
 
     def predict(self, batch: Batch) -> Prediction:
-        x = self._tensor(batch)
-        if not self.moving:
-            with torch.inference_mode():
-                return _prediction(self.net(x))
-        said = self.passes(x)
+        said = self._say(self._tensor(batch))
         prediction = _prediction(said.z)
-        self._said = (prediction, x, said)
+        if self.adapts:
+            self._said = (prediction, said)
         return prediction
+
+    def _say(self, x: Tensor) -> Said:
+        if not self.direct:
+            return Said(x, self._logits(x))
+        first = self.passes(x)
+        return Said(x, first.z, first)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """The answer alone, without a graph."""
+        if self.teacher is not None:
+            return self.teacher.logits(x, generator(self.seed, VIEWS, self.counts["batches"]))
+        with torch.inference_mode():
+            z: Tensor = self.net(x)
+        return z
 
     def _tensor(self, batch: Batch) -> Tensor:
         assert isinstance(batch.x, np.ndarray)
@@ -145,14 +221,12 @@ class TestTimeLearner(Learner):
         rows = self.inputs.tensor(x).to(self.device)
 
         def score() -> Array:
-            with torch.inference_mode():
-                scores: Array = _probabilities(self.net(rows))
-            return scores
+            return _probabilities(self._logits(rows))
 
         return score
 
     def source_scores(self, batch: Batch) -> Array:
-        with torch.inference_mode(), statistics(self.net, "source"):
+        with torch.inference_mode(), using(self.net, "source"):
             return _probabilities(functional_call(self.net, self.source, (self._tensor(batch),)))
 
     def version(self) -> int | None:
@@ -161,44 +235,71 @@ class TestTimeLearner(Learner):
     # --- adaptation ---------------------------------------------------------------------------------------------
 
     def adapt(self, batch: Batch, prediction: Prediction) -> None:
-        said, self._said = self._said, None
-        if not self.moving or not len(batch):
+        kept, self._said = self._said, None
+        if not self.adapts or not len(batch):
             return
-        if said is not None and said[0] is prediction:
-            x, first = said[1:]
-        else:
-            x = self._tensor(batch)
-            first = self.passes(x)
+        fits = kept is not None and kept[0] is prediction
+        said = kept[1] if kept is not None and fits else self._say(self._tensor(batch))
+        self.touched = True
         self.counts["batches"] += 1
         self.counts["rows"] += len(batch)
-        step = self._step(x, first)
-        if step is None or not bool(torch.isfinite(joint_norm(list(step.direction.values())))):
-            self.counts["skipped"] += 1
-            return
-        self._take(step, len(batch))
+        for lesson in self._lessons(said):
+            self.counts["lessons"] += 1
+            step = self._step(lesson)
+            if self.followed:
+                adopt(self.followed, lesson.moved)
+                self.counts["moved"] += 1
+            if step is not None and bool(torch.isfinite(joint_norm(list(step.direction.values())))):
+                self._take(step, len(lesson.x))
+            else:
+                self.counts["skipped"] += bool(self.moving)
 
-    def _step(self, x: Tensor, first: Pass) -> Step | None:
+    def _lessons(self, said: Said) -> Iterator[Lesson]:
+        """What there is to learn from: the rows at hand, or those of the memory each time enough have come."""
+        if self.memory is None:
+            if self.teacher is not None and self.followed:
+                self.teacher.see(said.x)
+            yield self._lesson(said.x, None if self.teacher is None else said.z, first=said.first)
+            return
+        assert self.parts.memory is not None
+        for x, weight in self.memory.take(said.x, said.z, self.parts.memory.every):
+            yield self._lesson(x, None if self.teacher is None else self.teacher.see(x), weight)
+
+    def _lesson(
+        self, x: Tensor, taught: Tensor | None, weight: Tensor | None = None, first: Pass | None = None
+    ) -> Lesson:
+        if self.parts.augment:
+            x = self.augment(x, 1, generator(self.seed, STRONG, self.counts["lessons"]))[0]
+        with following(self.net):
+            first = self.passes(x) if first is None else first
+        return Lesson(x, first, proposals(self.net), None if taught is None else torch.softmax(taught, 1), weight)
+
+    def _step(self, lesson: Lesson) -> Step | None:
         """Where to go; None where no row counts or there is no slope."""
+        if not self.moving:
+            return None
         how, objective, choice = self.parts.direction, self.parts.objective, self.parts.filter
-        rows = objective.rows(first.z)
+        x, first = lesson.x, lesson.first
+        rows = weighted(objective.rows(first.z, lesson.target), lesson.weight)
         mask, self.mean_softmax = choice.choose(first.z, rows, self.mean_softmax)
         if not bool(mask.any()):
             return None
-        loss, slope = mean_of(rows, mask)
-        g = first.pull(slope)
+        loss, g = self._slope(first, rows, mask, self.moving)
         if how.rho == 0:
             return Step(g, loss, loss, int(mask.sum()))
         if not float(joint_norm(list(g.values()))) >= LEAST:
             return None
         up = ascent(list(g.values()), how.rho)
-        second = self.passes(x, {n: self.moving[n].detach() + d for n, d in zip(g, up, strict=True)})
-        rows = objective.rows(second.z)
+        shifted = {n: self.moving[n].detach() + d for n, d in zip(g, up, strict=True)}
+        with following(self.net):
+            second = self.passes(x, shifted)
+        proposals(self.net)  # of the shifted place: not to be kept
+        rows = weighted(objective.rows(second.z, lesson.target), lesson.weight)
         if how.refilter:
             mask = mask & choice.again(rows)
         if not bool(mask.any()):
             return None
-        perturbed, slope = mean_of(rows, mask)
-        gp = second.pull(slope)
+        perturbed, gp = self._slope(second, rows, mask, shifted)
         alpha = max(how.alpha_for(len(x)), GENTLE_ALPHA if self.calmed and how.alpha else 0.0)
         found = gap_direction(list(g.values()), list(gp.values()), alpha)
         count = int(mask.sum())
@@ -206,12 +307,27 @@ class TestTimeLearner(Learner):
             found = [d * torch.clamp(how.clip / (joint_norm(found) + LEAST), max=1.0) for d in found]
         return Step(dict(zip(g, found, strict=True)), loss, perturbed, count)
 
+    def _slope(self, seen: Pass, rows: Rows, mask: Tensor, at: Mapping[str, Tensor]) -> tuple[Tensor, Gradients]:
+        """The loss at these parameters and its gradient, the penalty included."""
+        loss, slope = mean_of(rows, mask)
+        g = seen.pull(slope)
+        if self.hold is None:
+            return loss, g
+        held = self.hold.slope(at, self.source)
+        return loss + self.hold.value(at, self.source), {n: part + held[n] for n, part in g.items()}
+
     def _take(self, step: Step, rows: int) -> None:
         """Move, then see whether it was for the worse."""
         assert self.optimiser is not None
         assert self.parts.descent is not None
         self.optimiser.lr = self.parts.descent.rate(rows) * 0.5**self.calmed
         self.optimiser.step(self.moving, step.direction, {})
+        if self.teacher is not None:
+            self.teacher.follow(self.moving)
+        if self.parts.restore:
+            draw_back(
+                self.moving, self.source, self.parts.restore, generator(self.seed, RESTORE, self.counts["lessons"])
+            )
         self.counts["steps"] += 1
         self.counts["kept"] += step.rows
         self.counts["moved"] += 1
@@ -226,13 +342,18 @@ class TestTimeLearner(Learner):
                 self._reset()
 
     def _reset(self) -> None:
-        """Back to the source: its parameters, no moments, no memory of losses."""
-        assert self.parts.descent is not None
+        """Back to the source: its parameters and statistics, no moments, no memory of losses or rows."""
         with torch.no_grad():
             for name, weight in self.moving.items():
                 weight.copy_(self.source[name])
-        self.optimiser = self.parts.descent.start()
-        self.mean_loss = None
+        start_anew(self.net)
+        if self.teacher is not None:
+            self.teacher.reset(self.followed)
+        if self.memory is not None:
+            self.memory.clear()
+        if self.parts.descent is not None:
+            self.optimiser = self.parts.descent.start()
+        self.mean_loss, self.touched = None, False
         self.counts["resets"] += 1
         self.counts["moved"] += 1
 
@@ -243,7 +364,7 @@ class TestTimeLearner(Learner):
     def boundary(self, event: Boundary) -> None:
         """Start from the source again, where the stream asks for it (setting reset-each-shift)."""
         self._said = None
-        if "boundaries" in self.needs and self.optimiser is not None and self.optimiser.slots:
+        if "boundaries" in self.needs and self.touched:
             self._reset()
             self.mean_softmax = None
 
@@ -256,21 +377,29 @@ class TestTimeLearner(Learner):
         return {**counted, "kept": kept, "gap": self.gap}
 
     def adapted(self) -> State | None:
-        if self.optimiser is None:
+        if not self.adapts:
             return None
         return {
             "moving": dict(self.moving),
-            "optimiser": self.optimiser.state(),
+            "optimiser": None if self.optimiser is None else self.optimiser.state(),
             "mean_softmax": self.mean_softmax,
             "mean_loss": self.mean_loss,
+            "statistics": dict(self.followed),
+            "teacher": None if self.teacher is None else self.teacher.state(),
+            "memory": None if self.memory is None else self.memory.state(),
         }
 
     def restore(self, adapted: State) -> None:
-        assert self.optimiser is not None
         with torch.no_grad():
-            for name, weight in self.moving.items():
-                weight.copy_(torch.as_tensor(adapted["moving"][name]))
-        self.optimiser.load(adapted["optimiser"])
+            for kind, mine in (("moving", self.moving), ("statistics", self.followed)):
+                for name, tensor in mine.items():
+                    tensor.copy_(torch.as_tensor(adapted[kind][name]))
+        if self.optimiser is not None:
+            self.optimiser.load(adapted["optimiser"])
+        if self.teacher is not None:
+            self.teacher.load(adapted["teacher"])
+        if self.memory is not None:
+            self.memory.load(adapted["memory"])
         kept = adapted["mean_softmax"]
         self.mean_softmax = None if kept is None else torch.as_tensor(kept).clone()
         self.mean_loss = None if adapted["mean_loss"] is None else float(adapted["mean_loss"])
@@ -282,7 +411,9 @@ class TestTimeLearner(Learner):
             "net": dict(self.net.state_dict(keep_vars=True)),
             "source": dict(self.source),
             "adapted": self.adapted(),
+            "fisher": None if self.hold is None else dict(self.hold.fisher),
             "inputs": self.inputs.state(),
+            "touched": self.touched,
             "counts": dict(self.counts),
             "calmed": self.calmed,
             "gap": self.gap,
@@ -292,26 +423,15 @@ class TestTimeLearner(Learner):
         self.net.load_state_dict(state["net"])
         self.source = {n: torch.as_tensor(state["source"][n]).to(self.device, copy=True) for n in self.moving}
         self.inputs.load(state["inputs"])
+        if self.hold is not None:
+            self.hold.fisher = {n: torch.as_tensor(f).to(self.device, copy=True) for n, f in state["fisher"].items()}
+        self.touched = bool(state["touched"])
         if state["adapted"] is not None:
             self.restore(state["adapted"])
         self.counts = {k: int(state["counts"][k]) for k in COUNTS}
         self.calmed = int(state["calmed"])
         self.gap = float(state["gap"])
         self._said = None
-
-
-@contextmanager
-def statistics(net: torch.nn.Module, mode: str) -> Iterator[None]:
-    """While inside, every batch norm of the network uses these statistics."""
-    norms = [m for m in net.modules() if isinstance(m, AdaptiveNorm)]
-    before = [m.statistics for m in norms]
-    for m in norms:
-        m.statistics = mode
-    try:
-        yield
-    finally:
-        for m, old in zip(norms, before, strict=True):
-            m.statistics = old
 
 
 def mean_of(rows: Rows, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,23 @@
 """The choices in which methods of test-time adaptation differ, as values that a person may put together anew.
 
 Sources: Tent, Wang et al., ICLR 2021; EATA, Niu et al., ICML 2022; SAR, Niu et al., ICLR 2023; GSAM, Zhuang et al.,
-ICLR 2022. Ours: step lengths for small batches, a recovery threshold that follows the number of classes, the clip of
-a single row's gradient. Every objective has its slope in closed form, so that no graph is needed beyond the logits.
+ICLR 2022; CoTTA, Wang et al., CVPR 2022; RoTTA, Yuan et al., CVPR 2023. Ours: step lengths for small batches, a
+recovery threshold that follows the number of classes, the clip of a single row's gradient, the filter by groups. Every
+objective has its slope in closed form, so that no graph is needed beyond the logits.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...models.cluster_entropy import ClusterEntropy
+from ...models.clustering import build_clusters
 from ...models.optimisers import SGD, AdamW, Optimiser
 
 FEW_ROWS = 16
@@ -82,6 +85,36 @@ class SoftCrossEntropy:
         return Rows(-(target * logs).sum(1), p - target, -(p * logs).sum(1), math.log(z.shape[1]))
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterEntropyObjective:
+    """H_c + within (H - H_c) over groups of classes that the source model finds alike (``models/cluster_entropy.py``).
+
+    The groups are medoids' neighbourhoods among the rows of the head's weights, built once by ``fitted``; as many
+    groups as classes give the plain entropy. Source: Sima et al., Centaur, arXiv 2503.11650, 2025, for trajectories;
+    classes are our use of it.
+    """
+
+    groups: int = 5
+    within: float = 0.0
+    measure: ClusterEntropy | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.groups < 2 or not 0 <= self.within <= 1:
+            raise ValueError("groups of cluster entropy must be at least 2, within in 0..1")
+
+    def fitted(self, prototypes: Tensor) -> ClusterEntropyObjective:
+        """The same with its groups, from one vector for each class, float[C, d]."""
+        k = min(self.groups, len(prototypes))
+        ids = torch.from_numpy(build_clusters(prototypes.detach().double().numpy(force=True), k))
+        measure = ClusterEntropy(ids, within=self.within, reduction="none").to(prototypes.device)
+        return replace(self, measure=measure)
+
+    def rows(self, z: Tensor, target: Tensor | None = None) -> Rows:
+        assert self.measure is not None, "cluster entropy has no groups yet"
+        value, slope = self.measure.value_and_slope(z)
+        return Rows(value, slope, value, math.log(self.measure.clusters))
+
+
 # --- which rows count -------------------------------------------------------------------------------------------
 
 
@@ -135,6 +168,35 @@ class Novel:
 
     def again(self, rows: Rows) -> Tensor:
         return rows.doubt < self.e_frac * rows.most
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Of the rows that are answered with one of the first ``base`` classes, and of all others, the least doubtful.
+
+    share: of each group, rounded half up, so that a group of one row counts for nothing at 0.4. base: 0 for one group.
+    Rows of new classes are the doubtful ones; a common threshold would drop them first.
+    """
+
+    share: float = 0.4
+    base: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError("the share of a group lies in 0..1")
+
+    def choose(self, z: Tensor, rows: Rows, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As in ``Everything``."""
+        mask = torch.zeros_like(rows.doubt, dtype=torch.bool)
+        new = z.argmax(1) >= self.base
+        for group in (new.nonzero()[:, 0], (~new).nonzero()[:, 0]):
+            order = rows.doubt[group].argsort(stable=True)
+            mask[group[order[: math.floor(self.share * len(group) + 0.5)]]] = True
+        return mask, mean
+
+    def again(self, rows: Rows) -> Tensor:
+        """All of those chosen before."""
+        return torch.ones_like(rows.doubt, dtype=torch.bool)
 
 
 # --- the step ---------------------------------------------------------------------------------------------------
@@ -211,18 +273,65 @@ class Recovery:
         return loss if mean is None else self.decay * mean + (1 - self.decay) * loss
 
 
+# --- beside the step --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """A teacher, the moving average of what moves, that answers and sets targets.
+
+    decay: of the average. views: where the source's mean greatest probability over a batch is below ``sure``, logits
+    are means over so many augmented views; 0 for never (CoTTA: 32 and, for ten classes, 0.92).
+    """
+
+    decay: float = 0.999
+    views: int = 0
+    sure: float = 0.92
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.decay < 1 and self.views >= 0 and 0 <= self.sure <= 2):
+            raise ValueError("a teacher's decay lies in 0..1 (below 1), views are at least 0, sure in 0..2")
+
+
+@dataclass(frozen=True, slots=True)
+class Remembering:
+    """A class-balanced memory (``test_time_memory.py``): steps are taken on its rows, one every ``every`` rows that
+    come, each row weighing the less the older it is (RoTTA)."""
+
+    capacity: int = 64
+    every: int = 64
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1 or self.every < 1:
+            raise ValueError("a memory has room for at least 1 row, and every is at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """EATA's penalty beta sum F (phi - phi0)^2; F from up to ``rows`` clean rows in mini-batches of ``batch``."""
+
+    beta: float = 1.0
+    rows: int = 2000
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < math.inf or self.rows < 1 or self.batch < 1:
+            raise ValueError("beta is above 0 and finite, rows and batch are at least 1")
+
+
 # --- together ---------------------------------------------------------------------------------------------------
 
 
-Objective = Entropy | WeightedEntropy | SoftCrossEntropy
-Filter = Everything | Confident | Novel
+Objective = Entropy | WeightedEntropy | SoftCrossEntropy | ClusterEntropyObjective
+Filter = Everything | Confident | Novel | Grouped
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """A method. descent: None takes no step at all. scope: ``affine`` scales and shifts of norms, ``all`` everything,
     or patterns of parameter names (``body.0.*``). whole: norms of a ResNet's last stage move too. recovery: None never
-    goes back.
+    goes back. augment: the student sees rows under a random view, the teacher as they are. restore: the chance of every
+    moving number to go back to the source's after a step (CoTTA).
     """
 
     objective: Objective = field(default_factory=Entropy)
@@ -232,3 +341,20 @@ class Parts:
     scope: str | tuple[str, ...] = "affine"
     whole: bool = True
     recovery: Recovery | None = None
+    teacher: Teaching | None = None
+    memory: Remembering | None = None
+    anchor: Anchor | None = None
+    augment: bool = False
+    restore: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objective, SoftCrossEntropy) and self.teacher is None:
+            raise ValueError("soft cross-entropy needs a teacher")
+        if not 0 <= self.restore < 1:
+            raise ValueError("the chance of restoring lies in 0..1 (below 1)")
+
+    def for_classes(self, prototypes: Tensor) -> Parts:
+        """The same, knowing the source model's vectors of the classes, float[C, d]."""
+        if not isinstance(self.objective, ClusterEntropyObjective):
+            return self
+        return replace(self, objective=self.objective.fitted(prototypes))

@@ -22,7 +22,7 @@ from .test_time_parts import (
     WeightedEntropy,
 )
 
-Statistics = Literal["auto", "source", "batch", "mixed"]
+Statistics = Literal["auto", "source", "batch", "mixed", "running"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,19 @@ class Recipe:
     cache: bool = True
     """Keep the trained source model, and take one that was kept."""
     statistics: Statistics = "auto"
-    """Of batch norms: source, batch, mixed, or auto: batch from 16 rows on, mixed below."""
+    """Of batch norms: source, batch, mixed, running, or auto: batch from 16 rows on, mixed below."""
     prior: float = 16.0
     """How many rows the source's statistics count for in the mixture."""
+    follow: float = 0.05
+    """How far running statistics go towards those of the rows of each step."""
 
     def __post_init__(self) -> None:
         if not (self.epochs >= 0 and self.source_batch >= 1 and 0 < self.source_lr < math.inf):
             raise ValueError("epochs must be at least 0, source_batch at least 1, source_lr above 0")
         if not 0 < self.prior < math.inf:
             raise ValueError("prior must be above 0")
+        if not 0 <= self.follow <= 1:
+            raise ValueError("follow must lie in 0..1")
         self.parts()
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
