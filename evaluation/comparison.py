@@ -13,15 +13,27 @@ from numpy.typing import NDArray
 from ..streams import InputError
 from . import figures as show
 from . import plots
+from .calibration_report import calibration_compared
 from .continual_plots import mean_plot
+from .cost_report import SOURCE, cost_compared, with_ratios
+from .few_shot_report import few_shot_compared
+from .figures import look_up
 from .gaps import aligned, mean_accuracy
-from .plots import Curve, Marks, Plot
+from .plots import Curve, Marks, Plot, mean_curve
 from .run_data import RunData
 from .section import Compared, Section
+from .shifts_report import shifts_compared
+from .source_report import source_compared
 
 Array = NDArray[Any]
 
-SECTIONS: tuple[Callable[[Compared], Section | None], ...] = ()
+SECTIONS: tuple[Callable[[Compared], Section | None], ...] = (
+    shifts_compared,
+    few_shot_compared,
+    source_compared,
+    calibration_compared,
+    cost_compared,
+)
 """Sections that stand behind the table of results, in the order of the page; one that gives None is left out."""
 
 
@@ -54,6 +66,23 @@ CONTINUAL = (
     Column("gap depth", ("continual", "gap_depth"), show.hundredths, -1),
     Column("prequential", ("accuracy",), show.hundredths, 1),
 )
+SHIFTED = (
+    Column("mean error", ("shift_error",), show.hundredths, -1),
+    Column("accuracy", ("accuracy",), show.hundredths, 1),
+    Column("ECE", ("ece",), show.hundredths, -1),
+    Column("forgotten", ("source_domain", "forgotten"), show.hundredths, -1),
+)
+FEW_SHOT = (
+    Column("HM", ("few_shot", "harmonic_mean"), show.hundredths, 1),
+    Column("base", ("few_shot", "base_accuracy"), show.hundredths, 1),
+    Column("new", ("few_shot", "new_accuracy"), show.hundredths, 1),
+    Column("drop", ("few_shot", "drop"), show.hundredths, -1),
+    *SHIFTED[1:],
+)
+BATCH_COST = (
+    Column("per batch", ("ms_per_batch", "total"), show.milliseconds, -1),
+    Column("× source", ("ms_per_batch", "times_source"), show.times, 0),
+)
 COST = (
     Column("rows/s", ("examples_per_second",), show.rate, 1),
     Column("p99", ("latency_ms", "p99"), show.milliseconds, -1),
@@ -62,13 +91,13 @@ COST = (
     Column("rollbacks", ("rollbacks",), show.tally, 0),
 )
 
-
-def look_up(summary: dict[str, Any], key: tuple[str, ...]) -> float | None:
-    """The number at a path of a summary; None where there is none."""
-    value: Any = summary
-    for part in key:
-        value = value.get(part) if isinstance(value, dict) else None
-    return float(value) if show.is_number(value) else None
+LEADS = (
+    (("continual", "acc"), show.ACCURACY),
+    (("few_shot", "harmonic_mean"), show.HARMONIC_MEAN),
+    (("shift_error",), show.SHIFT_ERROR),
+)
+SETS = {"continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_error": SHIFTED}
+"""The scores of a table, by the first word of what the learners are ordered by."""
 
 
 def by_learner(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
@@ -87,9 +116,11 @@ def by_learner(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
 
 
 def lead(summaries: list[dict[str, Any]]) -> tuple[tuple[str, ...], show.Measure]:
-    """What the learners are ordered by, a path into a summary: ACC where experiences were evaluated, else the score."""
-    if any(look_up(s, ("continual", "acc")) is not None for s in summaries):
-        return ("continual", "acc"), show.ACCURACY
+    """What the learners are ordered by, a path into a summary: ACC where experiences were evaluated, HM where there are
+    new classes, the mean error where there are shifts, else the score."""
+    for path, measure in LEADS:
+        if any(look_up(s, path) is not None for s in summaries):
+            return path, measure
     measure = show.measure_of(summaries[0])
     return (measure.key,), measure
 
@@ -110,13 +141,14 @@ def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     ``columns``: names, of which the last ``costs`` tell what it cost. ``rows``: learner, number of seeds, cells
     ``(text, is the best)`` and, where experiences were evaluated, the ``range`` from WC-ACC to ACC; best score first.
     ``baselines``: name and text, of the column with the number ``baseline_at``. A column without any value is left out.
-    Where experiences were evaluated all scores are per cent and say no unit.
+    ``bare``: all scores are per cent and say no unit; so they are where experiences, shifts or sessions were judged.
     """
+    summaries = with_ratios(summaries)
     measure = show.measure_of(summaries[0])
     first_key, judged = lead(summaries)
-    continual = first_key[0] == "continual"
-    scores = CONTINUAL if continual else REGRESSION if measure is show.MAE else CLASSIFICATION
-    columns = [c for c in scores + COST if any(look_up(s, c.key) is not None for s in summaries)]
+    scores = SETS.get(first_key[0], REGRESSION if measure is show.MAE else CLASSIFICATION)
+    costs_of = BATCH_COST + COST if first_key[0] in ("few_shot", "shift_error") else COST
+    columns = [c for c in scores + costs_of if any(look_up(s, c.key) is not None for s in summaries)]
     rows: list[dict[str, Any]] = []
     for name, members in by_learner(summaries).items():
         found = [[v for i in members if (v := look_up(summaries[i], c.key)) is not None] for c in columns]
@@ -131,14 +163,15 @@ def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         row["range"] = (low[row["name"]], high[row["name"]]) if row["name"] in low else None
         cells = [show.spread(v, c.show) for v, c in zip(row["found"], columns, strict=True)]
         row["cells"] = [(text, text == top) for text, top in zip(cells, best, strict=True)]
-    costs = sum(c in COST for c in columns)
+    costs, bare = sum(c in costs_of for c in columns), first_key[0] in SETS
     return {
         "columns": [c.name for c in columns],
         "costs": costs,
         "rows": rows,
-        "continual": continual,
+        "continual": first_key[0] == "continual",
+        "bare": bare,
         "baseline_at": next((i for i, c in enumerate(columns) if c.key == (measure.key,)), 0),
-        "baselines": _baselines(summaries, measure, show.hundredths if continual else measure.show),
+        "baselines": _baselines(summaries, measure, show.hundredths if bare else measure.show),
     }
 
 
@@ -169,12 +202,14 @@ def verdict(summaries: list[dict[str, Any]]) -> tuple[str, str]:
         return "plain", "No row with a label was seen, so nothing was measured."
     order = sorted(found, key=lambda n: measure.gain(0.0, found[n]))
     top = order[0]
-    continual = key[0] == "continual"
-    words = f"{top} leads with {'ACC ' * continual}{measure.show(found[top])}"
+    named = {"continual": "ACC ", "few_shot": "harmonic mean ", "shift_error": "mean error "}
+    words = f"{top} leads with {named.get(key[0], '')}{measure.show(found[top])}"
     if len(order) > 1:
         words += f", {measure.show_gain(found[top], found[order[1]])} ahead of {order[1]}"
-    if continual:
+    if key[0] == "continual":
         return "plain", f"{words}.{_at_the_worst(summaries, top)}"
+    if key[0] in SETS:
+        return _beside_source(words, found, order, measure)
     rivals = _baselines(summaries, measure, measure.show)
     ahead = [r["name"] for r in rivals if measure.gain(r["mean"], found[top]) >= 0]
     if ahead:
@@ -182,6 +217,18 @@ def verdict(summaries: list[dict[str, Any]]) -> tuple[str, str]:
     itself = {"no-change", "majority"}
     behind = [n for n in order if n not in itself and any(measure.gain(r["mean"], found[n]) >= 0 for r in rivals)]
     return "good", f"{words}." + (f" No better than a baseline: {', '.join(behind)}." if behind else "")
+
+
+def _beside_source(words: str, found: dict[str, float], order: list[str], measure: show.Measure) -> tuple[str, str]:
+    """The verdict where models adapt: who is no better than the source model that does not."""
+    if SOURCE not in found:
+        return "plain", f"{words}."
+    behind = [n for n in order if n != SOURCE and measure.gain(found[n], found[SOURCE]) <= 0]
+    if order[0] == SOURCE:
+        return "bad", f"{words}. No adaptation did better than none."
+    gain = measure.show_gain(found[order[0]], found[SOURCE])
+    words += "." if order[1] == SOURCE else f" and {gain} ahead of the source without adaptation."
+    return "good", words + (f" No better than the source: {', '.join(behind)}." if behind else "")
 
 
 def _at_the_worst(summaries: list[dict[str, Any]], top: str) -> str:
@@ -217,7 +264,7 @@ def compared(runs: list[RunData]) -> dict[str, Any]:
         "table": rows,
         "colours": colours,
         "measure": show.measure_of(summaries[0]),
-        "judged": "ACC" if rows["continual"] else show.measure_of(summaries[0]).name,
+        "judged": "ACC" if rows["continual"] else lead(summaries)[1].name,
         "higher": lead(summaries)[1].higher_is_better,
         "sections": [found for section in SECTIONS if (found := section(side_by_side)) is not None],
         "continual": _overlaid_means(runs, groups, colours),
@@ -241,17 +288,6 @@ def _facts(runs: list[RunData], groups: dict[str, list[int]]) -> list[str]:
         facts.append(f"labels {show.count(delay, 'row')} late" if delay else "labels at once")
     words = f"seeds {', '.join(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return [*facts, words, show.count(sum(map(len, groups.values())), "run")]
-
-
-def mean_curve(curves: list[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
-    """Mean and sample sd over seeds of curves (steps, values), on the steps of the shortest one.
-
-    A curve with other steps is read between its own points. sd is 0 for a single curve.
-    """
-    x = min((c[0] for c in curves), key=lambda steps: (steps[-1], len(steps)))
-    y = np.stack([v if np.array_equal(s, x) else np.interp(x, s, v) for s, v in curves])
-    sd = y.std(axis=0, ddof=1) if len(y) > 1 else np.zeros(len(x))
-    return x, y.mean(axis=0), sd
 
 
 def _overlay(runs: list[RunData], groups: dict[str, list[int]], colours: dict[str, str]) -> Plot | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -34,6 +34,8 @@ class Measure:
 
 ACCURACY = Measure("accuracy", "accuracy", "%", True)
 MAE = Measure("mae", "mean absolute error", "", False)
+SHIFT_ERROR = Measure("shift_error", "mean error", "%", False)
+HARMONIC_MEAN = Measure("harmonic_mean", "harmonic mean", "%", True)
 
 
 def measure_of(summary: Mapping[str, Any]) -> Measure:
@@ -49,6 +51,21 @@ def baseline_name(key: str, measure: Measure) -> str:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether value is a finite number (a bool is none)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def look_up(summary: Mapping[str, Any], key: Sequence[str | int]) -> float | None:
+    """The number at a path of a summary, keys of its tables and places in its lists; None where there is none.
+
+    >>> look_up({"few_shot": {"sessions": [{"rows": 5}]}}, ("few_shot", "sessions", 0, "rows"))
+    5.0
+    """
+    value: Any = summary
+    for part in key:
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        else:
+            value = value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
+    return float(value) if is_number(value) else None
 
 
 def percent(value: Any, digits: int = 1, *, like: float | None = None) -> str:  # noqa: ARG001 - one unit for all
@@ -101,6 +118,15 @@ def tally(value: Any, *, like: float | None = None) -> str:
     if not is_number(value):
         return DASH
     return f"{value:,.0f}" if float(value if like is None else like).is_integer() else f"{value:,.1f}"
+
+
+def times(value: Any, *, like: float | None = None) -> str:  # noqa: ARG001 - one form for all
+    """A ratio with one decimal.
+
+    >>> times(1.76)
+    '1.8 ×'
+    """
+    return f"{value:.1f} ×" if is_number(value) else DASH
 
 
 def rate(value: Any, *, like: float | None = None) -> str:

@@ -100,6 +100,17 @@ def bucket_means(y: Array, limit: int) -> Array:
     return np.add.reduceat(y, edges[:-1], axis=0) / np.diff(edges)[:, None]
 
 
+def mean_curve(curves: list[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
+    """Mean and sample sd over seeds of curves (steps, values), on the steps of the shortest one.
+
+    A curve with other steps is read between its own points. sd is 0 for a single curve.
+    """
+    x = min((c[0] for c in curves), key=lambda steps: (steps[-1], len(steps)))
+    y = np.stack([v if np.array_equal(s, x) else np.interp(x, s, v) for s, v in curves])
+    sd = y.std(axis=0, ddof=1) if len(y) > 1 else np.zeros(len(x))
+    return x, y.mean(axis=0), sd
+
+
 def line_plot(
     curves: Sequence[Curve],
     *,

@@ -12,11 +12,16 @@ import numpy as np
 
 from . import figures as show
 from . import plots
+from .calibration_report import calibration_section
 from .comparison import compared
 from .continual_report import continual_part
+from .cost_report import cost_section
+from .few_shot_report import few_shot_section
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
 from .section import Section
+from .shifts_report import shifts_section
+from .source_report import source_section
 from .telemetry_plots import telemetry_plots
 
 __all__ = ["RunData", "baselines", "read_run", "render_comparison", "render_run", "standing", "verdict"]
@@ -32,7 +37,13 @@ SCORES = {
     "kappa_t": "κ temporal", "logloss": "log loss", "mae": "MAE", "rmse": "RMSE", "auc": "AUC", "gauc": "GAUC",
 }  # fmt: skip
 """Columns of the records that are scores, and how they are written."""
-SECTIONS: tuple[Callable[[RunData], Section | None], ...] = ()
+SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
+    shifts_section,
+    few_shot_section,
+    source_section,
+    calibration_section,
+    cost_section,
+)
 """Sections that stand behind the scores over time, in the order of the page; one that gives None is left out."""
 _EXPERT = re.compile(r"expert_(\d+)(?:_share)?")
 _ALARM = re.compile(r"(.*) at row (\d+)")

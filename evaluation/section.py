@@ -6,10 +6,12 @@ A section is one function in a file of its own. It is given a run (``report.SECT
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
+from . import figures as show
 from .plots import Plot
 from .run_data import RunData
 
@@ -38,6 +40,14 @@ class Cell:
     text: str
     kind: str = ""
     colour: str = ""
+
+
+def marked(figures: Sequence[list[float]], sign: int) -> list[Cell]:
+    """Mean ± sd of each list of shares, per cent, the best in bold where they differ; sign: 1 where more is better."""
+    texts = [show.spread(values, show.hundredths).replace("-", "−") for values in figures]
+    means = [sign * math.fsum(values) / len(values) if values else -math.inf for values in figures]
+    best = texts[means.index(max(means))] if len(set(texts)) > 1 else None
+    return [Cell(text, "best" if text == best else "") for text in texts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +115,12 @@ class Compared:
     @property
     def summaries(self) -> list[dict[str, Any]]:
         return [run.summary for run in self.runs]
+
+    def values(self, learner: str, *key: str | int) -> list[float]:
+        """The number at a path of the summaries of a learner, of those that have it."""
+        found = (show.look_up(self.runs[i].summary, key) for i in self.groups[learner])
+        return [value for value in found if value is not None]
+
+    def name(self, learner: str) -> Cell:
+        """A learner's name behind a dot of its colour."""
+        return Cell(learner, "", self.colours[learner])
