@@ -99,15 +99,13 @@ def _warp(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blur(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Gaussian, over the nearest neighbours on either side."""
-    views, rows, channels, height, width = x.shape
-    most = max(min(height, width) / 64, 2e-3)
+    """Gaussian, over the nearest neighbours on either side, edges repeated."""
+    most = max(min(x.shape[-2:]) / 64, 2e-3)
     deviation = _between(1e-3, most, x, generator)
-    side = torch.exp(-0.5 / deviation.square())
-    kernel = torch.stack([side, torch.ones_like(side), side], 1) / (1 + 2 * side)[:, None]
-    flat = F.pad(x.reshape(1, views, rows * channels * height, width), (1, 1), mode="replicate")
-    flat = sum(kernel[:, k].view(1, -1, 1, 1) * flat[..., k : k + width] for k in range(3))  # type: ignore[assignment]
-    flat = F.pad(flat.reshape(1, views * rows * channels, height, width), (0, 0, 1, 1), mode="replicate")
-    flat = flat.view(views, rows * channels, height + 2, width)
-    flat = sum(kernel[:, k].view(-1, 1, 1, 1) * flat[:, :, k : k + height] for k in range(3))  # type: ignore[assignment]
-    return flat.view(x.shape)
+    side = torch.exp(-0.5 / deviation.square()).view(-1, 1, 1, 1, 1)
+    for axis in (-1, -2):
+        last = x.shape[axis] - 1
+        before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, last)], axis)
+        after = torch.cat([x.narrow(axis, 1, last), x.narrow(axis, last, 1)], axis)
+        x = (x + side * (before + after)) / (1 + 2 * side)
+    return x

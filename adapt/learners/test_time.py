@@ -230,7 +230,8 @@ class TestTimeLearner(Learner):
             return _probabilities(functional_call(self.net, self.source, (self._tensor(batch),)))
 
     def version(self) -> int | None:
-        return self.counts["moved"]
+        looks = self.parts.teacher.views if self.parts.teacher is not None else 0  # other views for every batch
+        return self.counts["moved"] + (self.counts["batches"] if looks else 0)
 
     # --- adaptation ---------------------------------------------------------------------------------------------
 

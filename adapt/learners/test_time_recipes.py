@@ -1,8 +1,8 @@
 """Published methods of test-time adaptation, each a recipe of a few lines out of ``test_time_parts``.
 
 Sources and what is ours: as there. RSGS is a reconstruction from the abstract of arXiv 2506.05736, whose body we could
-not read: the direction of GSAM on the entropy loss of SAR. EATA's redundancy threshold suits few classes; its penalty
-by Fisher information is left out (its published ETA).
+not read: the direction of GSAM on the entropy loss of SAR. EATA's thresholds, its beta and CoTTA's confidence are
+those published for ten classes; other step lengths than the published ones are ours.
 """
 
 from __future__ import annotations
@@ -13,12 +13,22 @@ from typing import Literal
 
 from ...streams import StreamSpec
 from .test_time_parts import (
+    Anchor,
+    ClusterEntropyObjective,
     Confident,
     Descent,
     Direction,
+    Entropy,
+    Everything,
+    Filter,
+    Grouped,
     Novel,
+    Objective,
     Parts,
     Recovery,
+    Remembering,
+    SoftCrossEntropy,
+    Teaching,
     WeightedEntropy,
 )
 
@@ -91,7 +101,7 @@ class Tent(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class EATA(Recipe):
-    """Weighted entropy of rows that are confident and not like those before; without the Fisher penalty."""
+    """Weighted entropy of rows that are confident and not like those before, held near the source."""
 
     lr: float = 1e-3
     """Step length."""
@@ -101,10 +111,13 @@ class EATA(Recipe):
     """Entropy from which on a row does not count, as a share of ln C."""
     like: float = 0.4
     """Likeness to earlier rows from which on a row does not count; 0.05 where there are a thousand classes."""
+    beta: float = 1.0
+    """Weight of the Fisher penalty, 2000 where there are a thousand classes; 0 for none (published as ETA)."""
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
         descent = Descent("sgd", self.lr, self.momentum)
-        return Parts(WeightedEntropy(self.e_frac), Novel(self.e_frac, self.like), descent=descent)
+        anchor = Anchor(self.beta) if self.beta else None
+        return Parts(WeightedEntropy(self.e_frac), Novel(self.e_frac, self.like), descent=descent, anchor=anchor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,4 +173,151 @@ class RSGS(Recipe):
             descent=Descent("sgd", self.lr, self.momentum, "linear"),
             whole=False,
             recovery=Recovery(self.recover, by_classes=True),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoTTA(Recipe):
+    """Cross-entropy to a slow teacher that looks twice where the source is unsure; all parameters move."""
+
+    lr: float = 1e-3
+    """Step length (Adam)."""
+    decay: float = 0.999
+    """Of the teacher's moving average."""
+    views: int = 32
+    """Augmentations over which the teacher's logits are averaged; 0 for none."""
+    sure: float = 0.92
+    """Mean greatest probability of the source below which they are; 0.1 where there are a thousand classes."""
+    restore: float = 0.01
+    """Chance of every single weight to go back to the source's after a step."""
+
+    def parts(self, spec: StreamSpec | None = None) -> Parts:
+        return Parts(
+            SoftCrossEntropy(),
+            descent=Descent("adam", self.lr),
+            scope="all",
+            teacher=Teaching(self.decay, self.views, self.sure),
+            restore=self.restore,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoTTA(Recipe):
+    """Cross-entropy to a slow teacher on augmented rows of a class-balanced memory, with running statistics."""
+
+    statistics: Statistics = "running"
+    lr: float = 1e-3
+    """Step length (Adam)."""
+    decay: float = 0.999
+    """Of the teacher's moving average."""
+    memory: int = 64
+    """Rows that are remembered."""
+    every: int = 64
+    """Rows that come between two steps."""
+
+    def parts(self, spec: StreamSpec | None = None) -> Parts:
+        return Parts(
+            SoftCrossEntropy(),
+            descent=Descent("adam", self.lr),
+            teacher=Teaching(self.decay),
+            memory=Remembering(self.memory, self.every),
+            augment=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(Recipe):
+    """A method of one's own out of the parts of the others."""
+
+    objective: Literal["entropy", "weighted-entropy", "cluster-entropy", "soft-cross-entropy"] = "entropy"
+    """What is made small; soft-cross-entropy is that to the teacher."""
+    groups: int = 5
+    """Groups of classes of the cluster entropy."""
+    filter: Literal["none", "confident", "novel", "by-group"] = "none"
+    """Rows that count: all, those of low entropy, the unlike ones of these, the surest of base and of new classes."""
+    e_frac: float = 0.4
+    """Entropy from which on a row does not count, as a share of ln C; also sets the weights of weighted-entropy."""
+    like: float = 0.4
+    """For novel: likeness to earlier rows from which on a row does not count."""
+    share: float = 0.4
+    """For by-group: the part of each group that counts."""
+    rho: float = 0.0
+    """How far the ascent goes; 0 for the plain gradient."""
+    alpha: float = 0.0
+    """Weight of the surrogate gap."""
+    refilter: bool = False
+    """Rows must be confident after the ascent too."""
+    clip: float = 0.0
+    """Length of a direction that rests on one row, at most; 0 for no limit."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Plain descent or Adam."""
+    lr: float = 1e-3
+    """Step length."""
+    momentum: float = 0.9
+    """Of plain descent."""
+    by_rows: Literal["none", "sar", "linear"] = "none"
+    """How the step length falls with the rows of a small batch."""
+    scope: str = "affine"
+    """What moves: affine (of norms), all, or patterns of parameter names with commas between."""
+    whole: bool = True
+    """Norms of a ResNet's last stage move too."""
+    memory: int = 0
+    """Rows of a class-balanced memory on which steps are taken; 0 for the rows at hand."""
+    every: int = 0
+    """Rows that come between two steps on the memory; 0 for as many as it holds."""
+    teacher: float = 0.0
+    """Decay of a teacher's moving average, which then answers; 0 for no teacher."""
+    views: int = 0
+    """Augmentations over which the teacher's logits are averaged where the source is unsure."""
+    sure: float = 0.92
+    """Mean greatest probability of the source below which it is unsure."""
+    augment: bool = False
+    """The student sees rows augmented."""
+    recover: float = 0.0
+    """Back to the source when the running loss falls below this times ln C / ln 1000; 0 for never."""
+    restore: float = 0.0
+    """Chance of every moving number to go back to the source's after a step."""
+    beta: float = 0.0
+    """Weight of the Fisher penalty."""
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        for wrong, line in (
+            (self.views and not self.teacher, "views are a teacher's: teacher must be above 0"),
+            (self.every and not self.memory, "every is for a memory, which must have room: memory above 0"),
+            (self.alpha and not self.rho, "alpha weighs what an ascent shows: rho must be above 0"),
+            (self.refilter and not self.rho, "refilter looks again after the ascent: rho must be above 0"),
+            (self.refilter and self.filter not in ("confident", "novel"), "refilter needs filter confident or novel"),
+        ):
+            if wrong:
+                raise ValueError(line)
+
+    def parts(self, spec: StreamSpec | None = None) -> Parts:
+        objectives: dict[str, Objective] = {
+            "entropy": Entropy(),
+            "weighted-entropy": WeightedEntropy(self.e_frac),
+            "cluster-entropy": ClusterEntropyObjective(self.groups),
+            "soft-cross-entropy": SoftCrossEntropy(),
+        }
+        base = 0 if spec is None else int(spec.notes.get("base", 0))
+        filters: dict[str, Filter] = {
+            "none": Everything(),
+            "confident": Confident(self.e_frac),
+            "novel": Novel(self.e_frac, self.like),
+            "by-group": Grouped(self.share, base),
+        }
+        scope = self.scope if "," not in self.scope else tuple(part.strip() for part in self.scope.split(","))
+        return Parts(
+            objectives[self.objective],
+            filters[self.filter],
+            Direction(self.rho, self.alpha, self.refilter, self.clip),
+            Descent(self.optimizer, self.lr, self.momentum, self.by_rows),
+            scope,
+            self.whole,
+            Recovery(self.recover, by_classes=True) if self.recover else None,
+            Teaching(self.teacher, self.views, self.sure) if self.teacher else None,
+            Remembering(self.memory, self.every or self.memory) if self.memory else None,
+            Anchor(self.beta) if self.beta else None,
+            self.augment,
+            self.restore,
         )
