@@ -73,6 +73,8 @@ _TENT = "Wang et al.: Tent: fully test-time adaptation by entropy minimization. 
 _EATA = "Niu et al.: Efficient test-time model adaptation without forgetting. ICML 2022"
 _SAR = "Niu et al.: Towards stable test-time adaptation in dynamic wild world. ICLR 2023"
 _RSGS = "Yu, Lu, Zhang: generalized incremental learning under concept drift. arXiv 2506.05736 (from its abstract)"
+_COTTA = "Wang, Fink, Van Gool, Dai: Continual test-time domain adaptation. CVPR 2022"
+_ROTTA = "Yuan, Xie, Li: Robust test-time adaptation in dynamic scenarios. CVPR 2023"
 _ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
@@ -107,9 +109,12 @@ LEARNERS: dict[str, Entry] = {
     "source": _recipe("Source", "a model trained on the stream's clean rows, as it is: the control"),
     "bn-adapt": _recipe("BatchNormAdapt", "batch norms take the statistics of the rows at hand", _SCHNEIDER),
     "tent": _recipe("Tent", "norms follow the gradient of the answers' entropy", _TENT),
-    "eata": _recipe("EATA", "the entropy of confident rows that bring something new (no Fisher penalty)", _EATA),
+    "eata": _recipe("EATA", "the entropy of confident rows that bring something new, held near the source", _EATA),
     "sar": _recipe("SAR", "the entropy of confident rows, descended where it is flat, with a way back", _SAR),
     "rsgs": _recipe("RSGS", "the same along a direction that shrinks the surrogate gap", _RSGS),
+    "cotta": _recipe("CoTTA", "all weights learn from a slow teacher that looks at many views", _COTTA),
+    "rotta": _recipe("RoTTA", "norms learn from a slow teacher on a balanced memory, running statistics", _ROTTA),
+    "test-time": _recipe("Mixture", "a test-time method of one's own: objective, filter, step, scope, statistics"),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 
