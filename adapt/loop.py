@@ -18,6 +18,7 @@ import numpy as np
 
 from ..evaluation.continual import Continual, Evaluation
 from ..evaluation.cost import LatencyHistogram, per_batch
+from ..evaluation.worths import Worths
 from ..streams import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, Stream, concatenate
 from .admission import Admission
 from .checkpoint import Checkpointer
@@ -72,6 +73,7 @@ FILES = {"quarantine": "quarantine", "evaluation": "continual"}
 
 
 class Loop:
+        self._judges = [e for e in evaluators if isinstance(e, Worths)]
     """Drives one learner.
 
     evaluators: watch every prediction whose label comes. guard: rolls a broken learner back. checkpoint: where and

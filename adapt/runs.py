@@ -20,6 +20,7 @@ from ..evaluation.continual import Continual
 from ..evaluation.prequential import Prequential
 from ..evaluation.shifts import Sessions, Shifts
 from ..evaluation.source_domain import SourceDomain
+from ..evaluation.worths import Worths
 from ..streams import Batch, Event, InputError, Labels, StreamSpec
 from .checkpoint import Checkpointer
 from .config import RunConfig, difference, make_stream, resolve, to_toml
@@ -275,6 +276,8 @@ def watches(spec: StreamSpec) -> list[Evaluator]:
 def make_source_domain(spec: StreamSpec, learner: Learner) -> SourceDomain | None:
     """What judges how much of the source is forgotten; None where the learner does not start from one."""
     if spec.source is None or spec.target != "classification" or "source" not in learner.needs:
+    if spec.worth is not None:
+        found.append(Worths(spec.worth))
         return None
     return SourceDomain(spec.source)
 

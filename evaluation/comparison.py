@@ -16,6 +16,7 @@ from . import plots
 from .calibration_report import calibration_compared
 from .continual_plots import mean_plot
 from .cost_report import SOURCE, cost_compared, with_ratios
+from .driving_report import SUB_METRICS, driving_compared
 from .few_shot_report import few_shot_compared
 from .figures import look_up
 from .gaps import aligned, mean_accuracy
@@ -28,6 +29,7 @@ from .source_report import source_compared
 Array = NDArray[Any]
 
 SECTIONS: tuple[Callable[[Compared], Section | None], ...] = (
+    driving_compared,
     shifts_compared,
     few_shot_compared,
     source_compared,
@@ -79,9 +81,9 @@ FEW_SHOT = (
     Column("drop", ("few_shot", "drop"), show.hundredths, -1),
     *SHIFTED[1:],
 )
-BATCH_COST = (
-    Column("per batch", ("ms_per_batch", "total"), show.milliseconds, -1),
-    Column("× source", ("ms_per_batch", "times_source"), show.times, 0),
+DRIVING = (
+    *(Column(name.upper(), ("worth", name), show.hundredths, 1) for name in SUB_METRICS),
+    Column("changed", ("worth", "changed"), show.hundredths, 0),
 )
 COST = (
     Column("rows/s", ("examples_per_second",), show.rate, 1),
@@ -96,7 +98,7 @@ LEADS = (
     (("few_shot", "harmonic_mean"), show.HARMONIC_MEAN),
     (("shift_error",), show.SHIFT_ERROR),
 )
-SETS = {"continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_error": SHIFTED}
+SETS = {"worth": DRIVING, "continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_error": SHIFTED}
 """The scores of a table, by the first word of what the learners are ordered by."""
 
 

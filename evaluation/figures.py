@@ -34,6 +34,7 @@ class Measure:
 
 ACCURACY = Measure("accuracy", "accuracy", "%", True)
 MAE = Measure("mae", "mean absolute error", "", False)
+PDMS = Measure("pdms", "PDMS", "%", True)
 SHIFT_ERROR = Measure("shift_error", "mean error", "%", False)
 HARMONIC_MEAN = Measure("harmonic_mean", "harmonic mean", "%", True)
 

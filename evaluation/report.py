@@ -16,6 +16,7 @@ from .calibration_report import calibration_section
 from .comparison import compared
 from .continual_report import continual_part
 from .cost_report import cost_section
+from .driving_report import driving_section
 from .few_shot_report import few_shot_section
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
@@ -38,6 +39,7 @@ SCORES = {
 }  # fmt: skip
 """Columns of the records that are scores, and how they are written."""
 SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
+    driving_section,
     shifts_section,
     few_shot_section,
     source_section,

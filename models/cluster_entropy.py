@@ -108,6 +108,12 @@ class ClusterEntropy(nn.Module):
             return values
         return values.mean() if self.reduction == "mean" else values.sum()
 
+    def value_and_slope(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective of each row, [...], and its slope by the logits, [..., M]; nothing is recorded for autograd."""
+        u = self._u(logits.detach())
+        value, slope = _ClosedForm.forward(u, self.cluster_ids, self.assign, self.clusters, self.within)
+        return value, slope if self.temperature == 1 else slope / self.temperature
+
     def masses(self, logits: Tensor) -> Tensor:
         """q, [..., K]: the probability of each cluster; differentiable only in the ordinary way, term by term."""
         log_p = _log_softmax(self._u(logits))

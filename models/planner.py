@@ -11,7 +11,7 @@ needed only there: ``torch.func.functional_call(planner.decoder, params, (*featu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -162,13 +162,14 @@ def train_planner(
     lr: float = 3e-3,
     width: int = 96,
     seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Planner:
     """A planner fitted to scenes: Adam, ``steps`` batches of scenes drawn by ``seed``, then the weights of selection.
 
     x: float[n, D], observed rows. metrics: float[n, M, >=5], what the rules say of each entry: NC, DAC, TTC, EP, C, and
     the PDM score if the weights are to be fitted, which is done on the last eighth of the scenes, unseen by the heads
     (ours: on scenes that they know by heart, too little weight would go to safety). expert: int64[n], the entry to
-    imitate. lr: in the beginning; it falls along a cosine to a twentieth.
+    imitate. lr: in the beginning; it falls along a cosine to a twentieth. progress: is told how far it is.
     """
     planner = Planner(trajectories, layout, width, seed)
     rows, truth = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(metrics, dtype=torch.float32)
@@ -177,13 +178,15 @@ def train_planner(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps), lr / 20)
     draw = torch.Generator().manual_seed(seed)
     fitted = len(rows) - (len(rows) // 8 if truth.shape[-1] > 5 else 0)
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         which = torch.randint(fitted, (batch,), generator=draw)
         loss = planner_loss(planner.heads(rows[which]), targets[which], truth[which, :, :5])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         schedule.step()
+        if step % 100 == 0:
+            progress(f"planner, step {step} of {steps}: loss {float(loss.detach()):.4f}")
     planner.requires_grad_(False).eval()
     if fitted < len(rows):
         fit_weights(planner, rows[fitted:], truth[fitted:, :, 5])

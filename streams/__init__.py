@@ -13,7 +13,7 @@ from .experiences import from_experiences
 from .few_shots import FewShotFeatures, few_shot_features
 from .files import FileParams, open_file
 from .sources import BLOCK, BlockStream, from_arrays
-from .spec import MAX_CLASSES, Column, Experience, InputError, Source, Stream, StreamSpec
+from .spec import MAX_CLASSES, Column, Experience, InputError, Source, Stream, StreamSpec, Worth
 
 stream = open_stream
 
@@ -42,6 +42,7 @@ __all__ = [
     "Source",
     "Stream",
     "StreamSpec",
+    "Worth",
     "cache_folder",
     "concat",
     "concatenate",

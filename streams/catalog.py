@@ -168,6 +168,12 @@ STREAMS: dict[str, StreamEntry] = {
         None,
         "OmniglotGilcd",
     ),
+    "driving": StreamEntry(
+        "driving_stream:driving",
+        "a car that plans every half second in scenes whose view has shifted; needs no download",
+        "setting: Sima et al.: Centaur, arXiv 2503.11650, 2025; Dauner et al.: NAVSIM, NeurIPS 2024",
+        "Driving",
+    ),
     "electricity": _staged(
         "electricity", "45,312 half-hours of an electricity market: price up or down", "Harries 1999"
     ),

@@ -58,6 +58,26 @@ class Source:
     test: Callable[[], tuple[Array, Array]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Worth:
+    """What each answer would have been worth by the truth, where answers are plans of a fixed vocabulary.
+
+    names: of k figures in 0..1, more is better; the first is the whole score. vocabulary: float64[M, ...], what each
+    class code stands for. layout: the groups of tokens in a row, (how many, numbers in each). of: float64[n, k] of
+    answers (int64[n]) to rows with these ids (int64[n]); NaN for rows that are not judged. train(n): the first n rows
+    of ``spec.source.train()``, all for None, and what every answer to them is worth: float32[n, d], float32[n, M, k],
+    and the best one, int64[n]. training: how many there are. scene: the truth about one row's moment.
+    """
+
+    names: tuple[str, ...]
+    vocabulary: Array
+    layout: tuple[tuple[int, int], ...]
+    of: Callable[[Array, Array], Array]
+    train: Callable[[int | None], tuple[Array, Array, Array]]
+    training: int
+    scene: Callable[[int], Any]
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """Names, kinds and sizes, known before the first row.
@@ -67,6 +87,7 @@ class StreamSpec:
     is known to change. shape: the shape of one row where it is not a flat table row (an image; channels first).
     experiences: where held-out rows are known: the first begins with the stream, the next at each Boundary.
     source: where a model is meant to be trained before the stream begins. Compositions keep it as it is, clean.
+    worth: where answers are worth more than right or wrong.
     """
 
     name: str
@@ -80,6 +101,7 @@ class StreamSpec:
     notes: dict[str, Any] = field(default_factory=dict)
     experiences: tuple[Experience, ...] = field(default=(), compare=False, repr=False)
     source: Source | None = field(default=None, compare=False, repr=False)
+    worth: Worth | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_features(self) -> int:

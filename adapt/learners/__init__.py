@@ -17,7 +17,7 @@ class Entry:
     """One line of the table. home: ``module:Class`` in this folder. takes: what follows the name after a colon.
 
     part: the home of a part of the gradient learner; such names combine with ``+``. recipe: the home of the parameters,
-    where several names share a class.
+    where several names share a class. classes: the home of who does it on streams without a vocabulary of plans.
     """
 
     home: str
@@ -26,6 +26,7 @@ class Entry:
     takes: str = ""
     part: str = ""
     recipe: str = ""
+    classes: str = ""
 
     def load(self) -> type[Learner]:
         """The class itself; its module is imported only now."""
@@ -75,6 +76,7 @@ _SAR = "Niu et al.: Towards stable test-time adaptation in dynamic wild world. I
 _RSGS = "Yu, Lu, Zhang: generalized incremental learning under concept drift. arXiv 2506.05736 (from its abstract)"
 _COTTA = "Wang, Fink, Van Gool, Dai: Continual test-time domain adaptation. CVPR 2022"
 _ROTTA = "Yuan, Xie, Li: Robust test-time adaptation in dynamic scenarios. CVPR 2023"
+_CENTAUR = "Sima et al.: Centaur: robust end-to-end autonomous driving with test-time training. arXiv 2503.11650, 2025"
 _ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
@@ -115,6 +117,13 @@ LEARNERS: dict[str, Entry] = {
     "cotta": _recipe("CoTTA", "all weights learn from a slow teacher that looks at many views", _COTTA),
     "rotta": _recipe("RoTTA", "norms learn from a slow teacher on a balanced memory, running statistics", _ROTTA),
     "test-time": _recipe("Mixture", "a test-time method of one's own: objective, filter, step, scope, statistics"),
+    "centaur": Entry(
+        "centaur:Centaur",
+        "a step against being torn between manoeuvres (or groups of classes), before each answer",
+        _CENTAUR,
+        "objective",
+        classes="test_time:TestTimeLearner",
+    ),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 
@@ -179,6 +188,8 @@ def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, device: str = "c
     0.1
     """
     kind = learner_class(name)
+    if spec.worth is None and not is_composed(name) and (other := find_learner(name)[0].classes):
+        kind = _load(other)
     if spec.target not in kind.targets:
         does = " and ".join(sorted(kind.targets))
         raise InputError(f"learner {name!r} does {does}, stream {spec.name!r} is {spec.target}")
