@@ -1,0 +1,100 @@
+"""Triton kernels of the sketch memory: bits to bucket numbers, reading, writing. One program a row (and array).
+
+The contract is in ``sketch.py``. Importing this module needs Triton; under ``TRITON_INTERPRET=1`` it runs on a CPU.
+Writes are atomic additions, so sums of fractions are exact only up to their order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _pack_kernel(sides: Any, found: Any, arrays: Any, bits: Any, LANES: tl.constexpr) -> None:
+    row, lane = tl.program_id(0), tl.arange(0, LANES)
+    inside = lane < arrays
+    code = tl.zeros((LANES,), tl.int32)
+    for j in range(bits):
+        side = tl.load(sides + row * arrays * bits + lane * bits + j, mask=inside, other=0.0)
+        code = code | ((side > 0).to(tl.int32) << j)
+    tl.store(found + row * arrays + lane, code, mask=inside)
+
+
+def pack(sides: Tensor, bits: int) -> Tensor:
+    """int32[B, K] from float32[B, K L]."""
+    rows, arrays = len(sides), sides.shape[1] // bits
+    found = torch.empty((rows, arrays), dtype=torch.int32, device=sides.device)
+    if rows:
+        _pack_kernel[(rows,)](sides.contiguous(), found, arrays, bits, LANES=triton.next_power_of_2(arrays))
+    return found
+
+
+@triton.jit
+def _read_kernel(
+    table: Any, buckets: Any, base: Any, inverse: Any, prior: Any, y: Any, said: Any, n: Any,
+    slots: Any, arrays: Any, size: Any, values: Any, LANES: tl.constexpr,
+) -> None:  # fmt: skip
+    row, lane = tl.program_id(0), tl.arange(0, LANES)
+    inside = lane < arrays
+    wide = 1 + 2 * values
+    at = tl.load(buckets + row * arrays + lane, mask=inside, other=0).to(tl.int64)
+    cell = table + (lane.to(tl.int64) * size + at) * wide
+    step = arrays.to(tl.int64) * size * wide
+    counts = tl.load(cell, mask=inside, other=0.0)
+    for r in range(1, slots):
+        counts += tl.load(cell + r * step, mask=inside, other=0.0)
+    known = counts > 0
+    top = tl.max(counts, 0)
+    a = tl.where(known, tl.exp((counts - top) * inverse), 0.0)
+    weight = tl.sum(a, 0)
+    a = a / tl.where(weight > 0, weight, 1.0)
+    each = a / tl.where(known, counts + prior, 1.0)
+    tl.store(n + row, tl.sum(a * counts, 0))
+    for v in range(values):
+        own = tl.load(base + row * values + v)
+        labels = tl.zeros((LANES,), counts.dtype)
+        answers = tl.zeros((LANES,), counts.dtype)
+        for r in range(slots):
+            labels += tl.load(cell + r * step + 1 + v, mask=inside, other=0.0)
+            answers += tl.load(cell + r * step + 1 + values + v, mask=inside, other=0.0)
+        heard = tl.sum(each * (labels + prior * own), 0)
+        told = tl.sum(each * (answers + prior * own), 0)
+        tl.store(y + row * values + v, tl.where(weight > 0, heard, own))
+        tl.store(said + row * values + v, tl.where(weight > 0, told, own))
+
+
+def read(table: Tensor, buckets: Tensor, base: Tensor, inverse: float, prior: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y, base, n of the contract."""
+    slots, arrays, size, _ = table.shape
+    base = base.to(table.dtype).contiguous()
+    y, said, n = torch.empty_like(base), torch.empty_like(base), torch.empty_like(base[:, 0])
+    if len(base):
+        _read_kernel[(len(base),)](
+            table, buckets.contiguous(), base, inverse, prior, y, said, n,
+            slots, arrays, size, base.shape[1], LANES=triton.next_power_of_2(arrays),
+        )  # fmt: skip
+    return y, said, n
+
+
+@triton.jit
+def _write_kernel(cells: Any, buckets: Any, rows: Any, arrays: Any, size: Any, wide: Any, LANES: tl.constexpr) -> None:
+    row, lane = tl.program_id(0), tl.arange(0, LANES)
+    inside = lane < arrays
+    at = tl.load(buckets + row * arrays + lane, mask=inside, other=0).to(tl.int64)
+    cell = cells + (lane.to(tl.int64) * size + at) * wide
+    for j in range(wide):
+        value = tl.load(rows + row * wide + j)
+        tl.atomic_add(cell + j, tl.zeros((LANES,), value.dtype) + value, mask=inside)
+
+
+def write(cells: Tensor, buckets: Tensor, rows: Tensor) -> None:
+    """Add rows (float[B, 1 + 2 V], already weighted) to the buckets of one slot, in place."""
+    arrays, size, wide = cells.shape
+    if len(rows):
+        lanes = triton.next_power_of_2(arrays)
+        _write_kernel[(len(rows),)](cells, buckets.contiguous(), rows.contiguous(), arrays, size, wide, LANES=lanes)
