@@ -310,6 +310,7 @@ def _key_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield NAMES[key], shown(key, found.get(key)), notes_on(found, summary.get("status"))[key]
     recent = measure.show(summary.get(f"{measure.key}_window"))
     yield "prequential" if found else measure.name, measure.show(score), f"{recent} in the last window"
+    yield from _shift_figures(summary)
     for name, value in baselines(dict(summary)).items():
         yield name, measure.show(value), standing(measure, score, value)
     if show.is_number(summary.get("kappa_t")):
@@ -324,6 +325,25 @@ def _key_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "drift alarms", show.tally(summary["drift_alarms"]), " · ".join(notes)
     elif notes:
         yield "also", "", " · ".join(notes)
+
+
+def _shift_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Lines of a run on shifts or sessions: error or harmonic mean, calibration, what is still known of the source."""
+    from ..evaluation.shifts_report import shift_figure
+
+    found = shift_figure(dict(summary))
+    if found is None:
+        return
+    yield found
+    gap = (summary.get("calibration") or {}).get("gap")
+    if show.is_number(summary.get("ece")) and show.is_number(gap):
+        yield "ECE", show.percent(summary["ece"]), "overconfident" if gap > 0 else "underconfident"
+    source, cost = summary.get("source_domain"), summary.get("ms_per_batch") or {}
+    if source:
+        yield "source domain", show.percent(source["after"]), f"{show.percent(source['before'])} before the first row"
+    if show.is_number(cost.get("total")):
+        parts = [f"{p} {show.milliseconds(cost[p])}" for p in ("predict", "adapt", "learn") if show.is_number(cost[p])]
+        yield "a batch takes", show.milliseconds(cost["total"]), ", ".join(parts)
 
 
 def _print_closing(console: Console, words: _Words, sentence: str, mood: str, out: Path | None) -> None:
@@ -354,7 +374,7 @@ def print_comparison(
     blank = [("", "")] * (1 + found["baseline_at"])
     lines += [[(row["name"], QUIET), *blank, (row["text"], QUIET)] for row in found["baselines"]]
     console.print()
-    how = " · mean ± sd over seeds" * any(row["seeds"] > 1 for row in found["rows"]) + " · in %" * found["continual"]
+    how = " · mean ± sd over seeds" * any(row["seeds"] > 1 for row in found["rows"]) + " · in %" * found["bare"]
     console.print(words((f"{summaries[0].get('stream')}", STRONG), (how, QUIET)))
     console.print()
     for line in _aligned(lines, words, console.width if file.isatty() else None):

@@ -11,7 +11,7 @@ from . import plots
 from .calibration import CONFIDENCE, HITS, ROWS, pooled
 from .plots import Curve, Plot
 from .run_data import RunData
-from .section import Cell, Compared, Drawing, Part, Section, Table, Words
+from .section import Cell, Compared, Drawing, Part, Section, Table, Words, marked
 
 MEANING = (
     "The ECE (expected calibration error) is how far confidence, the probability of the answer that was thought "
@@ -46,7 +46,7 @@ def _tendency(gap: float) -> str:
 
 def reliability(bins: Any) -> Plot:
     """Accuracy by confidence as bars, with the share of rows below. bins: float64[M, 3]."""
-    figure, axes = plots.new_axes(4.0)
+    figure, axes = plots.new_axes(4.0, right=0.36)
     m = len(bins)
     rows, known = bins[:, ROWS], bins[:, ROWS] > 0
     left = np.arange(m) / m
@@ -89,13 +89,9 @@ def calibration_compared(runs: Compared) -> Section | None:
     }
     if not learners:
         return None
-    rows: list[list[str | Cell]] = []
-    eces = {n: [s["ece"] for s in told] for n, told in learners.items()}
-    least = min(eces, key=lambda n: float(np.mean(eces[n])))
-    for n, told in learners.items():
-        kind = "best" if n == least and len(learners) > 1 else ""
-        gap = show.spread([s["calibration"]["gap"] for s in told], show.hundredths).replace("-", "−")
-        rows.append([runs.name(n), Cell(show.spread(eces[n], show.hundredths), kind), gap])
+    gaps = [show.spread(runs.values(n, "calibration", "gap"), show.hundredths).replace("-", "−") for n in learners]
+    eces = marked([runs.values(n, "ece") for n in learners], -1)
+    rows: list[list[str | Cell]] = [[runs.name(n), ece, gap] for n, ece, gap in zip(learners, eces, gaps, strict=True)]
     parts: list[Part] = [
         Words(f"{MEANING} The gap is mean confidence minus accuracy: above 0 is overconfident. Both in per cent."),
         Table(["learner", "ECE", "gap"], rows),
@@ -117,7 +113,7 @@ def calibration_compared(runs: Compared) -> Section | None:
 
 
 def _curves(curves: list[Curve]) -> Plot:
-    figure, axes = plots.new_axes(3.6)
+    figure, axes = plots.new_axes(3.6, right=0.36)
     axes.plot([0, 1], [0, 1], color=plots.FAINT, linewidth=1.1, linestyle=plots.DASHES["dashed"], zorder=1)
     for curve in curves:
         plots.draw(axes, curve)

@@ -78,8 +78,9 @@ FEW_SHOT = (
     Column("HM", ("few_shot", "harmonic_mean"), show.hundredths, 1),
     Column("base", ("few_shot", "base_accuracy"), show.hundredths, 1),
     Column("new", ("few_shot", "new_accuracy"), show.hundredths, 1),
+    Column("all classes", ("few_shot", "accuracy"), show.hundredths, 1),
     Column("drop", ("few_shot", "drop"), show.hundredths, -1),
-    *SHIFTED[1:],
+    *SHIFTED[1:3],
 )
 DRIVING = (
     *(Column(name.upper(), ("worth", name), show.hundredths, 1) for name in SUB_METRICS),
@@ -92,14 +93,31 @@ COST = (
     Column("alarms", ("drift_alarms",), show.tally, 0),
     Column("rollbacks", ("rollbacks",), show.tally, 0),
 )
+BATCH_COST = (
+    Column("per batch", ("ms_per_batch", "total"), show.milliseconds, -1),
+    Column("× source", ("ms_per_batch", "times_source"), show.ratio, 0),
+    COST[2],
+    COST[4],
+)
+"""Of learners that adapt: the source's time for the same batch is the measure."""
 
 LEADS = (
+    (("worth", "pdms"), show.PDMS),
     (("continual", "acc"), show.ACCURACY),
     (("few_shot", "harmonic_mean"), show.HARMONIC_MEAN),
+    (("few_shot", "accuracy"), show.OVER_SESSIONS),
     (("shift_error",), show.SHIFT_ERROR),
 )
 SETS = {"worth": DRIVING, "continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_error": SHIFTED}
 """The scores of a table, by the first word of what the learners are ordered by."""
+MEANINGS = {
+    "shift_error": "Mean error is the share of wrong answers under a shift, mean over shifts; accuracy is that over "
+    "all rows. ECE is how far confidence and accuracy lie apart. Forgotten is the accuracy lost on clean source rows.",
+    "few_shot": "Base and new are the accuracies on rows of old and of new classes, HM their harmonic mean and “all "
+    "classes” the accuracy on both: means over sessions. Drop is what the last session has less than the first. "
+    "Accuracy is that over all rows, labelled ones too. ECE is how far confidence and accuracy lie apart.",
+}
+"""What the columns of such a table mean."""
 
 
 def by_learner(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
@@ -119,9 +137,11 @@ def by_learner(summaries: list[dict[str, Any]]) -> dict[str, list[int]]:
 
 def lead(summaries: list[dict[str, Any]]) -> tuple[tuple[str, ...], show.Measure]:
     """What the learners are ordered by, a path into a summary: ACC where experiences were evaluated, HM where there are
-    new classes, the mean error where there are shifts, else the score."""
+    new classes (the accuracy over sessions where every HM is 0), the mean error where there are shifts, else the score.
+    """
     for path, measure in LEADS:
-        if any(look_up(s, path) is not None for s in summaries):
+        found = [look_up(s, path) for s in summaries]
+        if any(found) or (measure is not show.HARMONIC_MEAN and found.count(None) < len(found)):
             return path, measure
     measure = show.measure_of(summaries[0])
     return (measure.key,), measure
@@ -149,7 +169,7 @@ def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     measure = show.measure_of(summaries[0])
     first_key, judged = lead(summaries)
     scores = SETS.get(first_key[0], REGRESSION if measure is show.MAE else CLASSIFICATION)
-    costs_of = BATCH_COST + COST if first_key[0] in ("few_shot", "shift_error") else COST
+    costs_of = BATCH_COST if first_key[0] in ("few_shot", "shift_error") else COST
     columns = [c for c in scores + costs_of if any(look_up(s, c.key) is not None for s in summaries)]
     rows: list[dict[str, Any]] = []
     for name, members in by_learner(summaries).items():
@@ -172,6 +192,7 @@ def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         "rows": rows,
         "continual": first_key[0] == "continual",
         "bare": bare,
+        "meaning": MEANINGS.get(first_key[0], ""),
         "baseline_at": next((i for i, c in enumerate(columns) if c.key == (measure.key,)), 0),
         "baselines": _baselines(summaries, measure, show.hundredths if bare else measure.show),
     }
@@ -204,7 +225,7 @@ def verdict(summaries: list[dict[str, Any]]) -> tuple[str, str]:
         return "plain", "No row with a label was seen, so nothing was measured."
     order = sorted(found, key=lambda n: measure.gain(0.0, found[n]))
     top = order[0]
-    named = {"continual": "ACC ", "few_shot": "harmonic mean ", "shift_error": "mean error "}
+    named = {"worth": "PDMS ", "continual": "ACC ", "few_shot": f"{measure.name} ", "shift_error": "mean error "}
     words = f"{top} leads with {named.get(key[0], '')}{measure.show(found[top])}"
     if len(order) > 1:
         words += f", {measure.show_gain(found[top], found[order[1]])} ahead of {order[1]}"

@@ -39,15 +39,15 @@ def cost_compared(runs: Compared) -> Section | None:
         n: [r for i in members if (r := show.look_up(summaries[i], ("ms_per_batch", "times_source"))) is not None]
         for n, members in runs.groups.items()
     }
-    ratio = any(times.values())
+    known = any(times.values())
     rows: list[list[str | Cell]] = []
     for n in runs.colours:
         cells = [show.spread(runs.values(n, "ms_per_batch", p), show.milliseconds) for p in PHASES]
-        rows.append([runs.name(n), *cells, *[show.spread(times[n], show.times)] * ratio])
+        rows.append([runs.name(n), *cells, *[show.spread(times[n], show.ratio)] * known])
     words = "Mean time that one batch took to be predicted, adapted to and learnt from; the clock of this machine."
-    if ratio:
+    if known:
         words += " “× source” is the total as a multiple of that of the source model without adaptation, seed by seed."
-    return Section("Cost of a batch", [Words(words), Table(["learner", *PHASES, *["× source"] * ratio], rows)])
+    return Section("Cost of a batch", [Words(words), Table(["learner", *PHASES, *["× source"] * known], rows)])
 
 
 def with_ratios(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:

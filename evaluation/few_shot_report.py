@@ -10,7 +10,7 @@ from . import figures as show
 from . import plots
 from .plots import Curve, Plot
 from .run_data import RunData
-from .section import Compared, Drawing, Heading, Part, Section, Table, Words, marked
+from .section import Compared, Drawing, Heading, Part, Section, Table, Words
 
 FIGURES = {
     "accuracy": "all classes", "base_accuracy": "base", "new_accuracy": "new", "harmonic_mean": "HM",
@@ -52,23 +52,12 @@ def few_shot_section(run: RunData) -> Section | None:
 
 
 def few_shot_compared(runs: Compared) -> Section | None:
-    """Base and new accuracy and HM of every learner, mean ± sd over seeds, and HM session by session."""
+    """HM, base and new accuracy of every learner, session by session; their means are in the table of results."""
     learners = [n for n in runs.colours if runs.values(n, "few_shot", "accuracy")]
     if not learners:
         return None
     count = max(len(s["few_shot"]["sessions"]) for s in runs.summaries if s.get("few_shot"))
-    columns = [
-        marked([runs.values(n, "few_shot", key) for n in learners], -1 if key == "drop" else 1)
-        for key in (*FIGURES, "drop")
-    ]
-    rows = [[runs.name(n), *(column[j] for column in columns)] for j, n in enumerate(learners)]
-    parts: list[Part] = [
-        Words(
-            f"{MEANING} In per cent, mean over sessions; ± is the standard deviation over seeds. Drop is the accuracy "
-            "over all classes lost from the first session to the last."
-        ),
-        Table(["learner", *FIGURES.values(), "drop"], rows),
-    ]
+    parts: list[Part] = [Words(MEANING)]
     for key in ("harmonic_mean", "base_accuracy", "new_accuracy"):
         curves = []
         for n in learners:

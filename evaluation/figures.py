@@ -37,6 +37,7 @@ MAE = Measure("mae", "mean absolute error", "", False)
 PDMS = Measure("pdms", "PDMS", "%", True)
 SHIFT_ERROR = Measure("shift_error", "mean error", "%", False)
 HARMONIC_MEAN = Measure("harmonic_mean", "harmonic mean", "%", True)
+OVER_SESSIONS = Measure("accuracy", "accuracy over sessions", "%", True)
 
 
 def measure_of(summary: Mapping[str, Any]) -> Measure:
@@ -121,13 +122,13 @@ def tally(value: Any, *, like: float | None = None) -> str:
     return f"{value:,.0f}" if float(value if like is None else like).is_integer() else f"{value:,.1f}"
 
 
-def times(value: Any, *, like: float | None = None) -> str:  # noqa: ARG001 - one form for all
-    """A ratio with one decimal.
+def ratio(value: Any, *, like: float | None = None) -> str:  # noqa: ARG001 - one form for all
+    """How many times as much, with one decimal.
 
-    >>> times(1.76)
-    '1.8 ×'
+    >>> ratio(1.76)
+    '1.8'
     """
-    return f"{value:.1f} ×" if is_number(value) else DASH
+    return f"{value:.1f}" if is_number(value) else DASH
 
 
 def rate(value: Any, *, like: float | None = None) -> str:

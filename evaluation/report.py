@@ -21,7 +21,7 @@ from .few_shot_report import few_shot_section
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
 from .section import Section
-from .shifts_report import shifts_section
+from .shifts_report import shift_figure, shifts_section
 from .source_report import source_section
 from .telemetry_plots import telemetry_plots
 
@@ -187,6 +187,7 @@ def _cards(run: RunData) -> list[dict[str, str]]:
         head = name[0].upper() if name[0].isascii() else name[0]
         return {"name": head + name[1:], "value": value, "note": note, "kind": kind}
 
+    kappa = ("κ temporal", show.number(s.get("kappa_t")), "0 is no-change, 1 is perfect")
     cards = [
         card(measure.name, measure.show(score), "since the start", "main"),
         card(measure.name, measure.show(s.get(f"{measure.key}_window")), recent, "main"),
@@ -194,7 +195,7 @@ def _cards(run: RunData) -> list[dict[str, str]]:
     if measure is show.MAE:
         cards.append(card("RMSE", show.number(s.get("rmse")), "since the start"))
     else:
-        cards.append(card("κ temporal", show.number(s.get("kappa_t")), "0 is no-change, 1 is perfect"))
+        cards.append(card(*(shift_figure(s) or kappa)))
     names = [show.baseline_name(key, measure) for key in ("no_change", "majority")]
     cards += [card(n, measure.show(rivals.get(n)), standing(measure, score, rivals.get(n))) for n in names]
     cards.append(card("rows a second", show.rate(s.get("examples_per_second")), "through the whole loop"))

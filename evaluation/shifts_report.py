@@ -24,6 +24,19 @@ WEIGHT = "every shift of the same weight"
 OVER_TIME = "Error among the last {rows:,} rows. Horizontal: rows seen. The numbers above say which shift begins."
 
 
+def shift_figure(summary: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The figure that a run on shifts or sessions is best told by: name, value, note; None on other streams."""
+    if summary.get("few_shot"):
+        found = summary["few_shot"]
+        base, new = (show.percent(found[f"{part}_accuracy"]) for part in ("base", "new"))
+        return "harmonic mean", show.percent(found["harmonic_mean"]), f"base {base}, new {new}"
+    if summary.get("shifts"):
+        worst = max(summary["shifts"].values())
+        note = f"{show.count(len(summary['shifts']), 'shift')}, worst {show.percent(worst)}"
+        return "mean error", show.percent(summary["shift_error"]), note
+    return None
+
+
 def shifts_section(run: RunData) -> Section | None:
     """The error under each shift of one run; None where its stream has none."""
     errors, mean = run.summary.get("shifts"), run.summary.get("shift_error")
