@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,24 +66,34 @@ def source_model(
     inputs: what turns rows into tensors; it observes the training rows. keep: read and write the cache. Raises
     ``InputError`` where the stream has no source, or the model does not suit its rows.
     """
+    x, y = clean_rows(spec, inputs)
+    net = untrained(inputs, training, class_count(spec))
+    path = kept_at(source_key(spec, x, y, training))
+    if keep and _load(net, path):
+        return net.eval()
+    train(net, inputs.tensor(x), torch.from_numpy(np.ascontiguousarray(y, np.int64)), training, progress)
+    if keep:
+        keep_tensors(net.state_dict(), path, progress)
+    return net.eval()
+
+
+def clean_rows(spec: StreamSpec, inputs: Pixels | Columns) -> tuple[Array, Array]:
+    """x and y of ``spec.source``'s training rows, which ``inputs`` has then observed; ``InputError`` without any."""
     if spec.source is None:
         raise InputError(f"stream {spec.name} has no clean rows to train a source model on; digits-c, for one, has")
     x, y = spec.source.train()
     if not inputs.fixed:
         inputs.observe(np.ascontiguousarray(x, np.float64))
-    net = _network(spec, inputs, training)
-    path = cache_folder() / "sources" / f"{_key(spec, x, y, training)}.safetensors"
-    if keep and _load(net, path):
-        return net.eval()
-    train(net, inputs.tensor(x), torch.from_numpy(np.ascontiguousarray(y, np.int64)), training, progress)
-    if keep:
-        _save(net, path, progress)
-    return net.eval()
+    return x, y
 
 
-def _network(spec: StreamSpec, inputs: Pixels | Columns, training: Training) -> Network:
-    assert spec.source is not None
-    classes = max(2, spec.n_classes or 0, *(c + 1 for c in spec.source.classes))
+def class_count(spec: StreamSpec) -> int:
+    """How many logits a source model for the stream has."""
+    return max(2, spec.n_classes or 0, *(c + 1 for c in (() if spec.source is None else spec.source.classes)))
+
+
+def untrained(inputs: Pixels | Columns, training: Training, classes: int) -> Network:
+    """The network of these settings, its weights drawn from their seed; ``InputError`` where it does not suit rows."""
     name = training.model
     if name == "auto":
         name = "convnet" if len(inputs.shape) == 3 else "mlp-norm:100-100"
@@ -117,8 +127,8 @@ def train(net: nn.Module, x: Tensor, y: Tensor, training: Training, progress: Pr
     optimiser.zero_grad(set_to_none=True)
 
 
-def _key(spec: StreamSpec, x: Array, y: Array, training: Training) -> str:
-    """Hex digest of everything that the trained weights follow from."""
+def source_key(spec: StreamSpec, x: Array, y: Array, training: Training, *more: Any) -> str:
+    """Hex digest of everything that the trained weights follow from; more: plain values that matter beside that."""
     facts = {
         "format": FORMAT,
         "training": asdict(training),
@@ -128,33 +138,49 @@ def _key(spec: StreamSpec, x: Array, y: Array, training: Training) -> str:
         "scale": [spec.notes.get(k) for k in ("mean", "std")],
         "rows": [str(x.dtype), list(x.shape), str(y.dtype)],
     }
+    if more:
+        facts["more"] = more
     sha = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for part in (x, y):
         sha.update(np.ascontiguousarray(part).data)
     return sha.hexdigest()
 
 
-def _load(net: nn.Module, path: Path) -> bool:
-    """Whether the file is there, whole and of this network, which then has its weights."""
+def kept_at(key: str) -> Path:
+    """Where the cache has what belongs to this key."""
+    return cache_folder() / "sources" / f"{key}.safetensors"
+
+
+def kept_tensors(path: Path) -> dict[str, Tensor] | None:
+    """What a file of the cache holds; None where there is none, or not a whole one."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        weights: dict[str, Any] = load(path.read_bytes())
-        net.load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError, ValueError):
+        found: dict[str, Tensor] = load(path.read_bytes())
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return found
+
+
+def _load(net: nn.Module, path: Path) -> bool:
+    """Whether the file is there, whole and of this network, which then has its weights."""
+    weights = kept_tensors(path)
+    try:
+        net.load_state_dict({} if weights is None else weights)
+    except RuntimeError:
         return False  # absent, cut short, or not ours: it is trained anew and written over
     return True
 
 
-def _save(net: nn.Module, path: Path, progress: Progress) -> None:
-    """Write the weights so that a reader finds all of them or none; a folder that cannot be written to is no fault."""
+def keep_tensors(tensors: Mapping[str, Tensor], path: Path, progress: Progress) -> None:
+    """Write them so that a reader finds all or nothing; a folder that cannot be written to is no fault."""
     from safetensors.torch import save
 
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(save({k: v.detach().contiguous() for k, v in net.state_dict().items()}))
+        draft.write_bytes(save({k: v.detach().contiguous() for k, v in tensors.items()}))
         draft.replace(path)
     except OSError as fault:
         progress(f"the source model could not be kept: {fault.strerror or fault}")

@@ -199,6 +199,23 @@ class Prototypes(nn.Module):
         return f"classes={len(self)}, base={self.base}, features={self.rows.shape[1]}, tau_cls={self.tau_cls}"
 
 
+class Cosine(nn.Module):
+    """Logits 16 cos(feature, row) with rows that are trained, float[C, d]: what a body learns under before prototypes
+    take its place. The rows are drawn from torch's global generator.
+
+    >>> Cosine(4, 3)(torch.ones(2, 4)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, features: int, classes: int, tau_cls: float = 16.0) -> None:
+        super().__init__()
+        self.tau_cls = tau_cls
+        self.weight = nn.Parameter(torch.randn(classes, features) / features**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.tau_cls * (normalize(features, dim=-1, eps=EPS) @ normalize(self.weight, dim=-1, eps=EPS).T)
+
+
 def split_scores(
     features: Tensor,
     y: Tensor,
@@ -212,17 +229,18 @@ def split_scores(
     share: float = 0.25,
     draws: int = 10,
     seed: int = 0,
+    pretended: Tensor | None = None,
 ) -> dict[float, float]:
     """What each strength of a rule is worth where a share of the base classes is pretended to be new.
 
     features, y: [n, d] and int64[n], the base classes' training rows; queries, queries_y: held-out rows of them.
     In each draw other classes are pretended to be new, with ``shots`` of their training rows each; the score is the
-    harmonic mean of the accuracy on the others and on these, in 0..1, averaged over draws. Raises ``ValueError`` where
-    there are fewer than two classes, or no held-out rows of one of them.
+    harmonic mean of the accuracy on the others and on these, in 0..1, averaged over draws. pretended: int64[k], these
+    classes in every draw. Raises ``ValueError`` where there are fewer than two classes, or no held-out rows of one.
     """
     classes, means, counts = class_means(features, y)
-    new = max(1, round(share * len(classes)))
-    if shots < 1 or draws < 1 or new >= len(classes):
+    new = max(1, round(share * len(classes))) if pretended is None else int(torch.isin(classes, pretended).sum())
+    if new < 1 or shots < 1 or draws < 1 or new >= len(classes):
         raise ValueError("to pretend needs shots, draws, and two classes of which one stays")
     if not bool(torch.isin(classes, queries_y).all()):
         raise ValueError("every base class needs held-out rows")
@@ -230,14 +248,16 @@ def split_scores(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
         order = torch.randperm(len(classes), generator=generator).to(y.device)
+        if pretended is not None:
+            order = torch.isin(classes, pretended).logical_not().sort(stable=True).indices
         chosen, kept = order[:new], order[new:]
         drawn = torch.cat([_some_of(y == c, shots, generator) for c in classes[chosen]])
-        pretended = torch.isin(queries_y, classes[chosen])
+        asked = torch.isin(queries_y, classes[chosen])
         for strength in scores:
             trial = Prototypes(means[kept], counts[kept], classes[kept], Calibration(rule, strength, tau_s))
             trial.add(features[drawn], y[drawn])
             right = (trial.answers(queries) == queries_y).double()
-            b, n = float(right[~pretended].mean()), float(right[pretended].mean())
+            b, n = float(right[~asked].mean()), float(right[asked].mean())
             scores[strength] += 2 * b * n / (b + n) / draws if b + n else 0.0
     return scores
 

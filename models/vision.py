@@ -60,20 +60,12 @@ def torchvision_body(name: str, shape: Sequence[int], norm: str = "batch") -> tu
     Raises ``ValueError`` where torchvision is not installed, for a name that it does not have, a model that has no
     linear last layer, and a size of image that the model cannot take.
     """
-    try:
-        import_torchvision()
-    except ImportError as fault:
-        raise ValueError(f"model torchvision:{name}: {fault}") from None
-    from torchvision import models, ops
+    models = _models(name)
+    from torchvision import ops
 
-    names = models.list_models(module=models)
-    if name not in names:
-        near = get_close_matches(name, names, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "such as resnet18 or mobilenet_v2"
-        raise ValueError(f"torchvision has no classifier {name!r}: {hint}")
     channels, height, width = shape
     body: nn.Module = models.get_model(name, weights=None, **_fitted(name, height, width))
-    features = _behead(name, body)
+    features = _behead(name, body).in_features
     if channels != 3:
         _take_channels(body, channels)
     for path, layer in list(body.named_modules()):
@@ -83,6 +75,42 @@ def torchvision_body(name: str, shape: Sequence[int], norm: str = "batch") -> tu
             body.set_submodule(path, make_norm(norm, layer.num_features))
     _try_out(name, body, shape)
     return body, features
+
+
+def published(name: str, shape: Sequence[int]) -> tuple[nn.Module, nn.Linear]:
+    """A classifier of torchvision with its newest published weights, as a body and its last layer; in evaluation mode.
+
+    The weights are those of torch's cache, or fetched. Raises ``ValueError`` where there are none to be had, and
+    otherwise as ``torchvision_body`` does; images must have three channels.
+    """
+    models = _models(name)
+    if shape[0] != 3:
+        raise ValueError(f"torchvision:{name} has weights for images of 3 channels, not {shape[0]}")
+    try:
+        body: nn.Module = models.get_model(name, weights="DEFAULT")
+    except (OSError, RuntimeError, KeyError, ValueError) as fault:
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        where = "neither in torch's cache nor to be fetched"
+        raise ValueError(f"torchvision:{name}: published weights are {where}: {reason}") from None
+    last = _behead(name, body)
+    _try_out(name, body, shape)
+    return body.eval(), last
+
+
+def _models(name: str) -> Any:
+    """Torchvision's module of classifiers, once it is sure that it has this one."""
+    try:
+        import_torchvision()
+    except ImportError as fault:
+        raise ValueError(f"model torchvision:{name}: {fault}") from None
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        near = get_close_matches(name, names, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "such as resnet18 or mobilenet_v2"
+        raise ValueError(f"torchvision has no classifier {name!r}: {hint}")
+    return models
 
 
 def _fitted(name: str, height: int, width: int) -> dict[str, Any]:
@@ -96,14 +124,14 @@ def _fitted(name: str, height: int, width: int) -> dict[str, Any]:
     return {}
 
 
-def _behead(name: str, body: nn.Module) -> int:
-    """Take the classifying layer out; returns the width of what went into it."""
+def _behead(name: str, body: nn.Module) -> nn.Linear:
+    """Take the classifying layer out and return it."""
     linear = {path: layer for path, layer in body.named_modules() if isinstance(layer, nn.Linear)}
     if not linear or list(linear.values())[-1].out_features != OUTPUTS:
         raise ValueError(f"torchvision:{name} does not end in a linear layer, so it has no features to learn from")
     path, last = list(linear.items())[-1]
     body.set_submodule(path, nn.Identity())
-    return last.in_features
+    return last
 
 
 def _take_channels(body: nn.Module, channels: int) -> None:

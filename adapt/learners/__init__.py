@@ -73,6 +73,7 @@ _SCHNEIDER = "Schneider et al.: Improving robustness by covariate shift adaptati
 _TENT = "Wang et al.: Tent: fully test-time adaptation by entropy minimization. ICLR 2021"
 _EATA = "Niu et al.: Efficient test-time model adaptation without forgetting. ICML 2022"
 _SAR = "Niu et al.: Towards stable test-time adaptation in dynamic wild world. ICLR 2023"
+_TEEN = "Wang et al.: Few-shot class-incremental learning via training-free prototype calibration. NeurIPS 2023"
 _RSGS = "Yu, Lu, Zhang: generalized incremental learning under concept drift. arXiv 2506.05736 (from its abstract)"
 _COTTA = "Wang, Fink, Van Gool, Dai: Continual test-time domain adaptation. CVPR 2022"
 _ROTTA = "Yuan, Xie, Li: Robust test-time adaptation in dynamic scenarios. CVPR 2023"
@@ -114,6 +115,10 @@ LEARNERS: dict[str, Entry] = {
     "eata": _recipe("EATA", "the entropy of confident rows that bring something new, held near the source", _EATA),
     "sar": _recipe("SAR", "the entropy of confident rows, descended where it is flat, with a way back", _SAR),
     "rsgs": _recipe("RSGS", "the same along a direction that shrinks the surrogate gap", _RSGS),
+    "ncm": _recipe("NCM", "nearest class mean: new classes from a few labelled rows, nothing else adapts"),
+    "teen": _recipe("TEEN", "class means of new classes drawn to the base classes they resemble", _TEEN),
+    "shots-finetune": _recipe("ShotsFinetune", "gradient steps on the few labelled rows of new classes: forgets"),
+    "csfa": _recipe("CSFA", "calibrated prototypes for new classes and RSGS for drift", _RSGS),
     "cotta": _recipe("CoTTA", "all weights learn from a slow teacher that looks at many views", _COTTA),
     "rotta": _recipe("RoTTA", "norms learn from a slow teacher on a balanced memory, running statistics", _ROTTA),
     "test-time": _recipe("Mixture", "a test-time method of one's own: objective, filter, step, scope, statistics"),

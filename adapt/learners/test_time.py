@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...models.adaptive_norm import (
@@ -29,16 +29,16 @@ from ...models.adaptive_norm import (
     using,
 )
 from ...models.inputs import Columns, Pixels
-from ...models.networks import Network
 from ...models.passes import AutogradPasses, Gradients, Pass, Passes
 from ...models.surrogate_gap import ascent, gap_direction, joint_norm
-from ...streams import Array, Batch, Boundary, InputError, StreamSpec
+from ...streams import NO_LABEL, Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
-from ..source_model import Progress, Training, source_model, tell
+from ..source_model import Progress, Training, class_count, tell
 from .gradient import inputs_of
 from .test_time_memory import BalancedMemory
-from .test_time_parts import Parts, Rows
+from .test_time_parts import Parts, Rows, mean_of, probabilities
 from .test_time_recipes import Recipe
+from .test_time_shots import Prototyped, by_code, start
 from .test_time_teacher import (
     RESTORE,
     STRONG,
@@ -95,10 +95,13 @@ class Step:
 
 
 class TestTimeLearner(Learner):
-    """A model trained on the stream's clean rows that adapts to the rows it answers, never to labels.
+    """A model trained on the stream's clean rows that adapts to the rows it answers.
+
+    Labels change nothing, except where the method has a part for labelled rows of new classes (``parts.shots``).
 
     params: a recipe, which has the method's parameters. parts: a method of one's own mixture instead of the recipe's.
-    model: a trained network instead of the recipe's source model; the learner takes it over.
+    model: a trained network instead of the recipe's source model, float[B, ...] to float[B, C]; the learner takes it
+    over.
 
     With statistics of the batch an answer depends on the rows that came along, by nature of the method.
     """
@@ -118,7 +121,7 @@ class TestTimeLearner(Learner):
         seed: int = 0,
         *,
         parts: Parts | None = None,
-        model: Network | None = None,
+        model: nn.Module | None = None,
         progress: Progress = tell,
         device: str = "cpu",
     ) -> None:
@@ -131,13 +134,20 @@ class TestTimeLearner(Learner):
         self.device = torch.device(device)
         self.parts = p.parts(spec) if parts is None else parts
         self.inputs: Pixels | Columns = inputs_of(spec)
-        if model is None:
-            training = Training(p.model, p.norm, p.epochs, p.source_lr, p.source_batch, seed)
-            model = source_model(spec, self.inputs, training, keep=p.cache, progress=progress)
-        self.net = model.eval().to(self.device)
+        self.net, self.taught = start(
+            self.parts.shots,
+            spec,
+            self.inputs,
+            Training(p.model, p.norm, p.epochs, p.source_lr, p.source_batch, seed),
+            source=p.source,
+            model=model,
+            keep=p.cache,
+            progress=progress,
+        )
+        self.net.eval().to(self.device)
         adaptive_norms(self.net, p.statistics, p.prior, p.follow)
         self.net.requires_grad_(False)
-        self.parts = self.parts.for_classes(self.net.head.weight)
+        self.parts = self.parts.for_classes(self._vectors())
         self.moving = self._moving()
         self.passes: Passes = AutogradPasses(self.net, list(self.moving))
         self.source = {n: w.detach().clone() for n, w in self.moving.items()}
@@ -160,7 +170,7 @@ class TestTimeLearner(Learner):
         self.followed = followed(self.net)
         self.augment = augmentation_of(spec)
         self.teacher = None if how.teacher is None else Teacher(how.teacher, self.net, self.source, self.augment)
-        self.memory = None if how.memory is None else BalancedMemory(how.memory.capacity, self.net.head.out_features)
+        self.memory = None if how.memory is None else BalancedMemory(how.memory.capacity, self.classes)
         self.hold: Hold | None = None
         if how.anchor is not None and self.moving:
             self.hold = hold_of(how.anchor, spec, self.inputs, self.passes, self.device, self.seed)
@@ -169,6 +179,21 @@ class TestTimeLearner(Learner):
             self.followed or self.teacher or self.memory is not None or how.augment
         )
         """Whether a step goes on from the pass that answered."""
+
+    @property
+    def classes(self) -> int:
+        """How many there are logits for now."""
+        if self.taught is not None:
+            return len(self.taught.codes)
+        head = getattr(self.net, "head", None)
+        return head.out_features if isinstance(head, nn.Linear) else class_count(self.spec)
+
+    def _vectors(self) -> Tensor | None:
+        """One of each class, float[C, d], where the network has them: prototypes, or the rows of a linear head."""
+        if isinstance(self.taught, Prototyped):
+            return self.taught.prototypes.rows
+        head = getattr(self.net, "head", None)
+        return head.weight if isinstance(head, nn.Linear) else None
 
     def _moving(self) -> dict[str, Tensor]:
         """The parameters in scope, which alone get gradients."""
@@ -194,10 +219,17 @@ class TestTimeLearner(Learner):
 
     def predict(self, batch: Batch) -> Prediction:
         said = self._say(self._tensor(batch))
-        prediction = _prediction(said.z)
-        if self.adapts:
-            self._said = (prediction, said)
+        scores = self._scores(said.z)
+        prediction = Prediction(scores.argmax(1), scores)
+        self._said = (prediction, said)
         return prediction
+
+    def _scores(self, z: Tensor) -> Array:
+        """float64[B, C] by class code."""
+        scores = probabilities(z)
+        if self.taught is None:
+            return scores
+        return by_code(scores, self.taught.codes.numpy(force=True), self.spec.n_classes or 0)
 
     def _say(self, x: Tensor) -> Said:
         if not self.direct:
@@ -221,13 +253,13 @@ class TestTimeLearner(Learner):
         rows = self.inputs.tensor(x).to(self.device)
 
         def score() -> Array:
-            return _probabilities(self._logits(rows))
+            return self._scores(self._logits(rows))
 
         return score
 
     def source_scores(self, batch: Batch) -> Array:
         with torch.inference_mode(), using(self.net, "source"):
-            return _probabilities(functional_call(self.net, self.source, (self._tensor(batch),)))
+            return self._scores(functional_call(self.net, self.source, (self._tensor(batch),)))
 
     def version(self) -> int | None:
         looks = self.parts.teacher.views if self.parts.teacher is not None else 0  # other views for every batch
@@ -237,10 +269,16 @@ class TestTimeLearner(Learner):
 
     def adapt(self, batch: Batch, prediction: Prediction) -> None:
         kept, self._said = self._said, None
-        if not self.adapts or not len(batch):
+        if self.taught is not None and batch.y is not None:  # labelled rows teach by their labels alone
+            batch, kept = batch.rows(batch.y == NO_LABEL), None
+        if not (self.adapts or self.taught) or not len(batch):
             return
         fits = kept is not None and kept[0] is prediction
         said = kept[1] if kept is not None and fits else self._say(self._tensor(batch))
+        if self.taught is not None:
+            self.taught.meet(said.x)
+        if not self.adapts:
+            return
         self.touched = True
         self.counts["batches"] += 1
         self.counts["rows"] += len(batch)
@@ -339,7 +377,7 @@ class TestTimeLearner(Learner):
             self._reset()
         elif self.parts.recovery is not None:
             self.mean_loss = self.parts.recovery.follow(self.mean_loss, loss)
-            if self.mean_loss < self.parts.recovery.threshold(self.net.head.out_features):
+            if self.mean_loss < self.parts.recovery.threshold(self.classes):
                 self._reset()
 
     def _reset(self) -> None:
@@ -357,6 +395,16 @@ class TestTimeLearner(Learner):
         self.mean_loss, self.touched = None, False
         self.counts["resets"] += 1
         self.counts["moved"] += 1
+
+    def learn(self, batch: Batch, prediction: Prediction) -> None:
+        """Labelled rows of new classes, where the method has a part for them; others change nothing."""
+        if self.taught is None or batch.y is None or not len(batch):
+            return
+        self.taught.learn(self._tensor(batch), torch.from_numpy(np.ascontiguousarray(batch.y, np.int64)))
+        self.parts = self.parts.for_classes(self._vectors())
+        self.mean_loss = None  # its scale goes with the number of classes
+        self.counts["moved"] += 1
+        self._said = None
 
     def gentler(self) -> None:
         """Half the step length; where the surrogate gap has a weight, at least 0.4."""
@@ -414,6 +462,7 @@ class TestTimeLearner(Learner):
             "adapted": self.adapted(),
             "fisher": None if self.hold is None else dict(self.hold.fisher),
             "inputs": self.inputs.state(),
+            "taught": None if self.taught is None else self.taught.state(),
             "touched": self.touched,
             "counts": dict(self.counts),
             "calmed": self.calmed,
@@ -424,6 +473,9 @@ class TestTimeLearner(Learner):
         self.net.load_state_dict(state["net"])
         self.source = {n: torch.as_tensor(state["source"][n]).to(self.device, copy=True) for n in self.moving}
         self.inputs.load(state["inputs"])
+        if self.taught is not None:
+            self.taught.load(state["taught"])
+            self.parts = self.parts.for_classes(self._vectors())
         if self.hold is not None:
             self.hold.fisher = {n: torch.as_tensor(f).to(self.device, copy=True) for n, f in state["fisher"].items()}
         self.touched = bool(state["touched"])
@@ -433,25 +485,3 @@ class TestTimeLearner(Learner):
         self.calmed = int(state["calmed"])
         self.gap = float(state["gap"])
         self._said = None
-
-
-def mean_of(rows: Rows, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean loss over the rows where ``mask`` holds, and its slope float[B, C]: zero for the other rows."""
-    n = mask.sum()
-    slope = torch.where(mask[:, None], rows.slope, 0.0) / n
-    return torch.where(mask, rows.value, 0.0).sum() / n, slope
-
-
-def _probabilities(z: Tensor) -> Array:
-    """float64[B, C]; a row whose logits are not finite is as likely of one class as of any other."""
-    scores = torch.softmax(z.double(), 1)
-    broken = ~torch.isfinite(scores).all(1)
-    if bool(broken.any()):
-        scores[broken] = 1 / z.shape[1]
-    found: Array = scores.numpy(force=True)
-    return found
-
-
-def _prediction(z: Tensor) -> Prediction:
-    scores = _probabilities(z)
-    return Prediction(scores.argmax(1), scores)

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from ...models.cluster_entropy import ClusterEntropy
 from ...models.clustering import build_clusters
 from ...models.optimisers import SGD, AdamW, Optimiser
+from ...streams import Array, InputError
+from .test_time_shots import Finetuning, Shots
 
 FEW_ROWS = 16
 
@@ -44,6 +46,23 @@ def entropy(z: Tensor) -> Tensor:
     """float[B]: - sum p ln p of softmax(z), z float[B, C], in nats."""
     logs = torch.log_softmax(z, 1)
     return -(logs.exp() * logs).sum(1)
+
+
+def mean_of(rows: Rows, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean loss over the rows where ``mask`` holds, and its slope float[B, C]: zero for the other rows."""
+    n = mask.sum()
+    slope = torch.where(mask[:, None], rows.slope, 0.0) / n
+    return torch.where(mask, rows.value, 0.0).sum() / n, slope
+
+
+def probabilities(z: Tensor) -> Array:
+    """float64[B, C]; a row whose logits are not finite is as likely of one class as of any other."""
+    scores = torch.softmax(z.double(), 1)
+    broken = ~torch.isfinite(scores).all(1)
+    if bool(broken.any()):
+        scores[broken] = 1 / z.shape[1]
+    found: Array = scores.numpy(force=True)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +350,8 @@ class Parts:
     """A method. descent: None takes no step at all. scope: ``affine`` scales and shifts of norms, ``all`` everything,
     or patterns of parameter names (``body.0.*``). whole: norms of a ResNet's last stage move too. recovery: None never
     goes back. augment: the student sees rows under a random view, the teacher as they are. restore: the chance of every
-    moving number to go back to the source's after a step (CoTTA).
+    moving number to go back to the source's after a step (CoTTA). shots: what labelled rows of new classes do; None for
+    nothing.
     """
 
     objective: Objective = field(default_factory=Entropy)
@@ -346,15 +366,20 @@ class Parts:
     anchor: Anchor | None = None
     augment: bool = False
     restore: float = 0.0
+    shots: Shots | Finetuning | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.objective, SoftCrossEntropy) and self.teacher is None:
             raise ValueError("soft cross-entropy needs a teacher")
         if not 0 <= self.restore < 1:
             raise ValueError("the chance of restoring lies in 0..1 (below 1)")
+        if isinstance(self.shots, Finetuning) and self.descent is not None:
+            raise ValueError("fine-tuning on labelled rows and steps without labels do not go together")
 
-    def for_classes(self, prototypes: Tensor) -> Parts:
-        """The same, knowing the source model's vectors of the classes, float[C, d]."""
+    def for_classes(self, prototypes: Tensor | None) -> Parts:
+        """The same, knowing the model's vectors of the classes, float[C, d]; None where it has none."""
         if not isinstance(self.objective, ClusterEntropyObjective):
             return self
+        if prototypes is None:
+            raise InputError("cluster entropy needs a model with a linear head, or prototypes")
         return replace(self, objective=self.objective.fitted(prototypes))

@@ -31,6 +31,7 @@ from .test_time_parts import (
     Teaching,
     WeightedEntropy,
 )
+from .test_time_shots import Finetuning, Shots
 
 Statistics = Literal["auto", "source", "batch", "mixed", "running"]
 
@@ -41,6 +42,8 @@ class Recipe:
 
     model: str = "auto"
     """The source network, as in models/networks.py; auto is convnet for images, mlp-norm for other rows."""
+    source: str = ""
+    """A source model of one's own: a safetensors file, torchvision:NAME or module:function; else one is trained."""
     norm: Literal["batch", "group", "continual"] = "batch"
     """Its norms."""
     epochs: int = 25
@@ -94,9 +97,12 @@ class Tent(Recipe):
     """Step length."""
     momentum: float = 0.9
     """Of plain descent."""
+    shots: Literal["none", "fixed", "shrink", "tuned"] = "none"
+    """What labelled rows of new classes do: nothing, or prototypes, calibrated by this rule."""
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
-        return Parts(descent=Descent(self.optimizer, self.lr, self.momentum))
+        shots = None if self.shots == "none" else Shots(self.shots)
+        return Parts(descent=Descent(self.optimizer, self.lr, self.momentum), shots=shots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +228,98 @@ class RoTTA(Recipe):
             teacher=Teaching(self.decay),
             memory=Remembering(self.memory, self.every),
             augment=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NCM(Recipe):
+    """The nearest class mean by cosine: new classes from their shots, no calibration, no gradient."""
+
+    company: int = 64
+    """Rows without labels that labelled ones are embedded together with, at most."""
+
+    def parts(self, spec: StreamSpec | None = None) -> Parts:
+        return Parts(shots=Shots("fixed", 0.0, company=self.company))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TEEN(Recipe):
+    """Prototypes of new classes drawn to the base classes they resemble; no gradient."""
+
+    rule: Literal["fixed", "shrink", "tuned"] = "fixed"
+    """Strength: lam, kappa / (kappa + shots), or this with a kappa chosen on the source's side."""
+    lam: float = 0.1
+    """Weight of the base classes in a new row; the authors have 0.1 for 60 classes of CIFAR, else 0.5."""
+    kappa: float = 0.5
+    """Shots that the base classes count for, by the rule shrink."""
+    tau_s: float = 16.0
+    """How sharply the nearest base classes are preferred."""
+    company: int = 64
+    """Rows without labels that labelled ones are embedded together with, at most."""
+
+    def parts(self, spec: StreamSpec | None = None) -> Parts:
+        return Parts(shots=Shots(self.rule, self.lam, self.kappa, self.tau_s, self.company))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShotsFinetune(Recipe):
+    """Cross-entropy on the labelled rows of new classes, by all weights: forgets the base classes."""
+
+    steps: int = 50
+    """Updates on the labelled rows of a session."""
+    lr: float = 0.01
+    """Their step length."""
+    momentum: float = 0.9
+    """Of the descent, which starts anew with each session."""
+    company: int = 64
+    """Rows without labels that labelled ones go through the network with, at most."""
+
+    def parts(self, spec: StreamSpec | None = None) -> Parts:
+        return Parts(shots=Finetuning(self.steps, self.lr, self.momentum, self.company))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CSFA(Recipe):
+    """Calibrated prototypes for new classes, and RSGS for drift (the paper's csfa_rsgs, from its abstract)."""
+
+    rule: Literal["fixed", "shrink", "tuned"] = "fixed"
+    """Strength: lam, kappa / (kappa + shots), or this with a kappa chosen on the source's side."""
+    lam: float = 0.1
+    """Weight of the base classes in a new row; the authors have 0.1 for 60 classes of CIFAR, else 0.5."""
+    kappa: float = 0.5
+    """Shots that the base classes count for, by the rule shrink."""
+    tau_s: float = 16.0
+    """How sharply the nearest base classes are preferred."""
+    company: int = 64
+    """Rows without labels that labelled ones are embedded together with, at most."""
+    lr: float = 1e-3
+    """Step length from 16 rows on; below that it falls with them."""
+    momentum: float = 0.9
+    """Of the descent."""
+    filter: Literal["confident", "by-group"] = "confident"
+    """Rows that count: those of low entropy, or the surest 40 % of those answered base and of those answered new."""
+    e_frac: float = 0.4
+    """Entropy from which on a row does not count, as a share of ln C; C grows. For by-group: the share that counts."""
+    rho: float = 0.05
+    """How far the ascent goes."""
+    alpha: float = 0.4
+    """Weight of the surrogate gap; at most 0.1 below 16 rows."""
+    refilter: bool = False
+    """Rows must be confident after the ascent too."""
+    clip: float = 1.0
+    """Length of a direction that rests on one row, at most; 0 for no limit."""
+    recover: float = 0.2
+    """Back to the source when the running loss falls below this times ln C / ln 1000; 0 for never."""
+
+    def parts(self, spec: StreamSpec | None = None) -> Parts:
+        base = 0 if spec is None else int(spec.notes.get("base", 0))
+        return Parts(
+            filter=Confident(self.e_frac) if self.filter == "confident" else Grouped(self.e_frac, base),
+            direction=Direction(self.rho, self.alpha, self.refilter, self.clip),
+            descent=Descent("sgd", self.lr, self.momentum, "linear"),
+            whole=False,
+            recovery=Recovery(self.recover, by_classes=True),
+            shots=Shots(self.rule, self.lam, self.kappa, self.tau_s, self.company),
         )
 
 
