@@ -63,7 +63,7 @@ class AdaptiveNorm(nn.Module):
         self.register_buffer("followed_var", norm.running_var.clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        mode = self._mode(x)
+        mode = self.mode(x)
         if mode == "source":
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if mode == "running":
@@ -74,7 +74,8 @@ class AdaptiveNorm(nn.Module):
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return self._mixed(x)
 
-    def _mode(self, x: Tensor) -> str:
+    def mode(self, x: Tensor) -> str:
+        """The statistics that a pass over x uses: source, batch, mixed or running."""
         if self.statistics == "auto":
             return "batch" if len(x) >= ENOUGH * self.views else "mixed"
         single = x.numel() <= len(self.running_mean) * self.views
