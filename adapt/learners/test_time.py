@@ -281,9 +281,9 @@ class TestTimeLearner(Learner):
             return
         self.touched = True
         self.counts["batches"] += 1
-        self.counts["rows"] += len(batch)
         for lesson in self._lessons(said):
             self.counts["lessons"] += 1
+            self.counts["rows"] += len(lesson.x)
             step = self._step(lesson)
             if self.followed:
                 adopt(self.followed, lesson.moved)
