@@ -207,14 +207,16 @@ class ManualPasses:
         self.versions = [w._version for w in self.frozen]
         self.convolutions = self.how.make(held)
 
-    def _changed(self) -> bool:
-        """Whether weights of convolutions were written to, or the head is another one."""
-        return getattr(self.net, "head", None) is not self.head or self.versions != [w._version for w in self.frozen]
+    def refresh(self) -> bool:
+        """Take the parameters anew where weights of convolutions were written to, or the head is another one."""
+        same = getattr(self.net, "head", None) is self.head and self.versions == [w._version for w in self.frozen]
+        if not same:
+            self._take()
+        return not same
 
     @torch.no_grad()
     def __call__(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Pass:
-        if self._changed():
-            self._take()
+        self.refresh()
         value = self.value if weights is None else {**self.value, **weights}
         z, tape = self._forward(self.plan, self.convolutions, self.how.norms, value, self.how.lay(x))
 

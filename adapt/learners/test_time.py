@@ -29,7 +29,7 @@ from ...models.adaptive_norm import (
     using,
 )
 from ...models.inputs import Columns, Pixels
-from ...models.passes import AutogradPasses, Gradients, Pass, Passes
+from ...models.passes import Gradients, Pass
 from ...models.surrogate_gap import ascent, gap_direction, joint_norm
 from ...streams import NO_LABEL, Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
@@ -37,6 +37,7 @@ from ..source_model import Progress, Training, class_count, tell
 from .gradient import inputs_of
 from .test_time_memory import BalancedMemory
 from .test_time_parts import Parts, Rows, mean_of, probabilities
+from .test_time_passes import passes_for
 from .test_time_recipes import Recipe
 from .test_time_shots import Prototyped, by_code, start
 from .test_time_teacher import (
@@ -149,7 +150,7 @@ class TestTimeLearner(Learner):
         self.net.requires_grad_(False)
         self.parts = self.parts.for_classes(self._vectors())
         self.moving = self._moving()
-        self.passes: Passes = AutogradPasses(self.net, list(self.moving))
+        self.passes = passes_for(self.net, self.moving, p.step)
         self.source = {n: w.detach().clone() for n, w in self.moving.items()}
         """What moves, as it was before any step."""
         self.optimiser = None if self.parts.descent is None else self.parts.descent.start()
@@ -292,6 +293,7 @@ class TestTimeLearner(Learner):
                 self._take(step, len(lesson.x))
             else:
                 self.counts["skipped"] += bool(self.moving)
+            self.passes.choose(lesson.x)
 
     def _lessons(self, said: Said) -> Iterator[Lesson]:
         """What there is to learn from: the rows at hand, or those of the memory each time enough have come."""
@@ -455,6 +457,9 @@ class TestTimeLearner(Learner):
         self.counts["moved"] += 1
         self._said = None
 
+    def facts(self) -> dict[str, Any]:
+        return {"passes": self.passes.facts()} if self.moving else {}
+
     def state(self) -> State:
         return {
             "net": dict(self.net.state_dict(keep_vars=True)),
@@ -467,6 +472,7 @@ class TestTimeLearner(Learner):
             "counts": dict(self.counts),
             "calmed": self.calmed,
             "gap": self.gap,
+            "passes": dict(self.passes.chosen),
         }
 
     def load(self, state: State) -> None:
@@ -484,4 +490,5 @@ class TestTimeLearner(Learner):
         self.counts = {k: int(state["counts"][k]) for k in COUNTS}
         self.calmed = int(state["calmed"])
         self.gap = float(state["gap"])
+        self.passes.load(state["passes"])
         self._said = None

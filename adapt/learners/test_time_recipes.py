@@ -31,6 +31,7 @@ from .test_time_parts import (
     Teaching,
     WeightedEntropy,
 )
+from .test_time_passes import Way
 from .test_time_shots import Finetuning, Shots
 
 Statistics = Literal["auto", "source", "batch", "mixed", "running"]
@@ -60,6 +61,9 @@ class Recipe:
     """How many rows the source's statistics count for in the mixture."""
     follow: float = 0.05
     """How far running statistics go towards those of the rows of each step."""
+    step: Way = "auto"
+    """How passes are computed: auto tries all but compiled, which takes up to minutes to get ready, once for each size
+    of batch (models/fastest_passes.py)."""
 
     def __post_init__(self) -> None:
         if not (self.epochs >= 0 and self.source_batch >= 1 and 0 < self.source_lr < math.inf):

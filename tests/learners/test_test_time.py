@@ -336,7 +336,8 @@ def test_answers_are_those_before_the_step(stream: Any, net: Network, batches: l
     first = learner(stream, net, recipe).predict(batches[0])
     np.testing.assert_array_equal(first.scores, feed(still, batches[:1])[0].scores)
     before = digest(one.state())
-    np.testing.assert_array_equal(one.probe(batches[0].x)(), one.predict(batches[0]).scores)  # type: ignore[arg-type]
+    probed, scores = one.probe(batches[0].x)(), one.predict(batches[0]).scores  # type: ignore[arg-type]
+    np.testing.assert_allclose(probed, scores, rtol=0, atol=1e-5)  # passes may be computed another way
     assert digest(one.state()) == before
 
 
