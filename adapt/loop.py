@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,42 +22,18 @@ from ..evaluation.worths import Worths
 from ..streams import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, Stream, concatenate
 from .admission import Admission
 from .checkpoint import Checkpointer
+from .evaluator import Evaluator
 from .guard import Guard
 from .learner import CannotForget, Learner, Prediction, Receipt, State, stack
 from .pending import Pending, Waiting
-
-
-class Evaluator(Protocol):
-    """Watches predictions and labels; has no say in anything. All of it is exact however rows are cut into calls."""
-
-    columns: tuple[str, ...]
-    queries_only: ClassVar[bool]
-    """Whether it is shown only rows whose labels are for judging, never those that are then learnt."""
-
-    def baseline(self, n: int) -> Array:
-        """float64[n, 2]: what the majority and the no-change baseline would answer now, for n rows."""
-        ...
-
-    def update(self, y: Array, output: Array, scores: Array | None, baseline: Array) -> None:
-        """Rows with labels, all predicted before any of them was learnt."""
-        ...
-
-    def update_rows(self, y: Array, output: Array, scores: Array | None) -> None:
-        """Rows tested and then trained on one after the other."""
-        ...
-
-    def boundary(self, name: str, step: int) -> None: ...
-    def alarms(self) -> list[dict[str, Any]]: ...
-    def row(self) -> dict[str, Any]: ...
-    def summary(self) -> dict[str, Any]: ...
-    def state(self) -> State: ...
-    def load(self, state: State) -> None: ...
+from .source_watch import SourceWatch
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Something worth writing down: ``kind`` is progress, alarm, boundary, rollback, forget, quarantine, evaluation or
-    end. An evaluation holds ``update``, ``experience`` and ``right``, right answers of each experience seen.
+    """Something worth writing down: ``kind`` is progress, alarm, boundary, rollback, frozen, warning, forget,
+    quarantine, evaluation, worth (of one answer) or end. An evaluation holds ``update``, ``experience`` and ``right``,
+    right answers of each experience seen.
 
     A record of kind checkpoint comes just before a checkpoint is saved: whoever writes records to a file brings the
     file to disk then, and writes nothing about it (when checkpoints fall due depends on the clock, records never do).
@@ -73,12 +49,12 @@ FILES = {"quarantine": "quarantine", "evaluation": "continual"}
 
 
 class Loop:
-        self._judges = [e for e in evaluators if isinstance(e, Worths)]
     """Drives one learner.
 
-    evaluators: watch every prediction whose label comes. guard: rolls a broken learner back. checkpoint: where and
-    how often everything is saved. pending: how many rows may wait for their label. row_by_row: test, then train on
-    every single row of a batch instead of on the batch as a whole. every: rows between two progress records.
+    evaluators: watch every prediction whose label comes. guard: rolls a broken learner back. source_watch: does so
+    without labels, beside the learner's source. checkpoint: where and how often everything is saved. pending: how many
+    rows may wait for their label. row_by_row: test, then train on every single row of a batch instead of on the batch
+    as a whole. every: rows between two progress records.
     continual: judges the stream's experiences after updates; a boundary ends the one at hand.
     """
 
@@ -88,6 +64,7 @@ class Loop:
         *,
         evaluators: Sequence[Evaluator] = (),
         guard: Guard | None = None,
+        source_watch: SourceWatch | None = None,
         checkpoint: Checkpointer | None = None,
         pending: int = 10_000,
         row_by_row: bool = False,
@@ -96,8 +73,10 @@ class Loop:
     ) -> None:
         self.learner = learner
         self.evaluators = tuple(evaluators)
+        self._judges = [e for e in evaluators if isinstance(e, Worths)]
         self.continual = continual
         self.guard = guard
+        self.source_watch = source_watch
         self.checkpoint = checkpoint
         self.row_by_row = row_by_row
         self.every = every
@@ -256,7 +235,7 @@ class Loop:
         labelled = self._known(batch)
         while at < n:
             end = min(n, at + self._room())
-            if not labelled[at]:
+            if not labelled[at] or self.source_watch is not None:
                 self._predict(batch.rows(slice(at, at + 1)))
                 at += 1
                 continue
@@ -292,7 +271,10 @@ class Loop:
         t0 = perf_counter()
         prediction = learner.predict(batch)
         t1 = perf_counter()
-        learner.adapt(batch, prediction)
+        if self.source_watch is None:
+            learner.adapt(batch, prediction)
+        else:
+            prediction = self.source_watch.step(learner, batch, prediction)
         t2 = perf_counter()
         seconds["predict"] += t1 - t0
         seconds["adapt"] += t2 - t1
@@ -301,6 +283,7 @@ class Loop:
         self.latency.add((t2 - t0) / n, n)
         before = self.step
         self.step = before + n
+        self._note_watch()
         self._pending.remember(batch.ids, batch.y)
         baseline = self.evaluators[0].baseline(n) if self.evaluators else np.zeros((n, 2))
         waiting = Waiting(batch, prediction, baseline)
@@ -320,6 +303,21 @@ class Loop:
             self._progress("progress")
         return prediction
 
+    def _note_watch(self) -> None:
+        """Write down what the watch beside the source did."""
+        if self.source_watch is None or not self.source_watch.notes:
+            return
+        for kind, note in self.source_watch.notes:
+            self._due.append(Record(self.step, kind, {"note": note}))
+            if kind == "rollback":
+                self._rolled_back()
+        self.source_watch.notes.clear()
+
+    def _rolled_back(self) -> None:
+        self.rollbacks += 1
+        if self.continual is not None:
+            self.continual.answers.forget()
+
     def _learn(self, rows: Waiting, y: Array | None, learn: bool = True) -> None:
         """Evaluate with the prediction made before, then learn (unless the labels are for judging only)."""
         assert y is not None
@@ -328,6 +326,11 @@ class Loop:
         for evaluator in self.evaluators:
             if not (learn and evaluator.queries_only):
                 evaluator.update(y, prediction.output, prediction.scores, rows.baseline)
+        for judge in self._judges:
+            for values in judge.answers(batch.ids, prediction.output, self.learner.source_scores(batch)):
+                self._due.append(Record(self.step, "worth", values))
+        if self.source_watch is not None:
+            self.source_watch.judge(y, prediction)
         t1 = perf_counter()
         self.seconds["evaluate"] += t1 - t0
         self.labelled += len(y)
@@ -381,13 +384,13 @@ class Loop:
         if self.continual is not None:
             values.update(self.continual.row())
         values.update(self.learner.telemetry())
+        if self.source_watch is not None:
+            values.update(self.source_watch.row())
         self._due.append(Record(self.step, kind, values))
         if self.guard is not None and kind == "progress":
             rollback = self.guard.check(self.step, self.learner, values)
             if rollback is not None:
-                self.rollbacks += 1
-                if self.continual is not None:
-                    self.continual.answers.forget()
+                self._rolled_back()
                 note = f"back to row {rollback.to_step}: {rollback.reason}"
                 self._due.append(Record(self.step, "rollback", {"note": note}))
 
@@ -422,6 +425,7 @@ class Loop:
             "evaluators": [e.state() for e in self.evaluators],
             "pending": self._pending.state(),
             "guard": None if self.guard is None else self.guard.state(),
+            "source_watch": None if self.source_watch is None else self.source_watch.state(),
             "continual": None if self.continual is None else self.continual.state(),
             "loop": {
                 "step": self.step,
@@ -442,6 +446,8 @@ class Loop:
         self._pending.load(state["pending"])
         if self.guard is not None and state["guard"] is not None:
             self.guard.load(state["guard"])
+        if self.source_watch is not None and state["source_watch"] is not None:
+            self.source_watch.load(state["source_watch"])
         if self.continual is not None:
             self.continual.load(state["continual"])
         counters = state["loop"]
@@ -464,6 +470,7 @@ class Loop:
             total |= {k: v for k, v in evaluator.summary().items() if k not in total}
         if self.continual is not None:
             total["continual"] = self.continual.summary()
+        total["source"] = None if self.source_watch is None else self.source_watch.summary()
         total["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
         if self.row_by_row and not self.seconds["predict"]:
             total["seconds"]["predict"] = None

@@ -26,6 +26,7 @@ from .checkpoint import Checkpointer
 from .config import RunConfig, difference, make_stream, resolve, to_toml
 from .evaluated_apart import Apart
 from .evaluation_worker import Recipe, cannot
+from .evaluator import Evaluator
 from .folder import (
     CHECKPOINT,
     CONFIG,
@@ -41,7 +42,8 @@ from .folder import (
 from .guard import Guard
 from .learner import CannotCheckpoint, Learner
 from .learners import make_learner
-from .loop import Evaluator, Loop, Record
+from .loop import Loop, Record
+from .source_watch import SourceWatch
 from .state import digest, state_bytes
 
 WARM_UP_ROWS = 24
@@ -88,6 +90,7 @@ class Run:
             self.learner,
             evaluators=[self.evaluator, *self._watches()],
             guard=Guard() if config.guard and savable is None else None,
+            source_watch=make_source_watch(config, self.learner) if savable is None else None,
             checkpoint=Checkpointer(self.out / CHECKPOINT) if keeps and self.out is not None else None,
             pending=config.pending,
             row_by_row=config.batch == 1,
@@ -113,7 +116,10 @@ class Run:
                 self.stream.seek(saved.cursor)
                 kept = self.loop.written
         watched = () if self.continual is None else self.continual.columns
-        columns = [*self.evaluator.columns, *watched, *self.learner.telemetry()]
+        judged = [column for watch in self.loop.evaluators[1:] for column in watch.columns]
+        columns = [*self.evaluator.columns, *watched, *judged, *self.learner.telemetry()]
+        if self.loop.source_watch is not None:
+            columns += self.loop.source_watch.columns
         curve = [] if self.continual is None else self.continual.header()
         writer = RecordWriter(self.out, list(dict.fromkeys(columns)), kept, curve)
         if not (self.out / CONFIG).exists():
@@ -194,7 +200,7 @@ class Run:
 
 
 SCORES = ("examples", "labelled", "accuracy", "accuracy_window", "kappa", "kappa_m", "kappa_t", "logloss", "continual")
-SHIFT_SCORES = ("shifts", "shift_error", "few_shot", "ece", "calibration", "source_domain")
+SHIFT_SCORES = ("shifts", "shift_error", "few_shot", "ece", "calibration", "source_domain", "source")
 COUNTS = ("quarantined", "dropped_labels", "rollbacks", "drift_alarms")
 CLOCKS = ("examples_per_second", "seconds", "latency_ms", "ms_per_batch", "peak_rss_mb", "warm_up_seconds")
 """Keys of a summary that depend on the machine and the moment; all others repeat bit for bit."""
@@ -270,16 +276,25 @@ def watches(spec: StreamSpec) -> list[Evaluator]:
         found.append(Sessions(spec))
     elif "stretches" in spec.notes:
         found.append(Shifts(spec))
+    if spec.worth is not None:
+        found.append(Worths(spec.worth))
     return found
 
 
 def make_source_domain(spec: StreamSpec, learner: Learner) -> SourceDomain | None:
     """What judges how much of the source is forgotten; None where the learner does not start from one."""
     if spec.source is None or spec.target != "classification" or "source" not in learner.needs:
-    if spec.worth is not None:
-        found.append(Worths(spec.worth))
         return None
+    if spec.worth is not None:
+        return None  # whether a plan is the oracle's says little: many are as good
     return SourceDomain(spec.source)
+
+
+def make_source_watch(config: RunConfig, learner: Learner) -> SourceWatch | None:
+    """The guard beside the source; None where it is turned off, the learner starts from no source, or answers are
+    plans, of which many are as good as the one that the source would choose."""
+    watched = config.guard and "source" in learner.needs and learner.spec.worth is None
+    return SourceWatch() if watched and learner.spec.target == "classification" else None
 
 
 def _check_worker(config: RunConfig, continual: Continual | None, learner: Learner) -> None:

@@ -10,7 +10,7 @@ from ..streams import Array
 
 
 class Watch:
-    """An evaluator with nothing to write down on the way; see ``adapt.loop.Evaluator`` for what each verb means.
+    """An evaluator with nothing to write down on the way; see ``adapt.evaluator.Evaluator`` for what each verb means.
 
     queries_only: it is shown only rows whose labels are for judging (``Labels.learn`` is False).
     """
