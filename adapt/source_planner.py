@@ -31,7 +31,7 @@ FINGERPRINT = 32
 class PlannerTraining:
     """What a planner depends on beside its scenes: steps of Adam on so many scenes each, rate, width, seed."""
 
-    steps: int = 600
+    steps: int = 1000
     batch: int = 64
     rate: float = 3e-3
     width: int = 96

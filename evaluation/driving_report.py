@@ -44,6 +44,33 @@ def driving_section(run: RunData) -> Section | None:
     return Section("Driving", parts, long=True)
 
 
+def driving_verdict(summary: dict[str, Any]) -> tuple[str, str] | None:
+    """What adaptation was worth to the plans; None where the stream does not tell."""
+    found = summary.get("worth")
+    if not isinstance(found, dict) or not show.is_number(found.get("pdms")):
+        return None
+    name, score = summary.get("learner") or "the learner", show.percent(found["pdms"])
+    before = found.get("before")
+    if not isinstance(before, dict):
+        return "plain", f"{name} drives with a PDM score of {score}."
+    gain = found["pdms"] - before["pdms"]
+    words = f"{name} drives with a PDM score of {score}, {show.points(abs(gain))} "
+    if gain == 0:
+        return "plain", f"{name} drives with a PDM score of {score}, as it does without adaptation."
+    return ("good", f"{words}more than without adaptation.") if gain > 0 else ("bad", f"{words}less than without it.")
+
+
+def driving_figures(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and a note of what a run on driving scenes is judged by; nothing for other runs."""
+    found = summary.get("worth")
+    if not isinstance(found, dict) or not show.is_number(found.get("pdms")):
+        return []
+    before = found.get("before") or {}
+    note = f"{show.percent(before['pdms'])} without adaptation" if before else f"{found['judged']:,} scenes"
+    parts = [f"{head} {show.hundredths(found[name])}" for head, name in zip(HEADS[1:], SUB_METRICS[1:], strict=True)]
+    return [("PDMS", show.percent(found["pdms"]), note), ("of which", "", ", ".join(parts))]
+
+
 def driving_compared(runs: Compared) -> Section | None:
     """Paired differences of every learner's plans to those of the first one, scene by scene and seed by seed."""
     scored = {

@@ -16,7 +16,7 @@ from .calibration_report import calibration_section
 from .comparison import compared
 from .continual_report import continual_part
 from .cost_report import cost_section
-from .driving_report import driving_section
+from .driving_report import driving_figures, driving_section, driving_verdict
 from .few_shot_report import few_shot_section
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
@@ -138,6 +138,9 @@ def baselines(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def verdict(run: RunData) -> tuple[str, str]:
     """Whether the run was worth it: ("good" | "bad" | "plain", one sentence)."""
+    driving = driving_verdict(run.summary)
+    if driving is not None:
+        return driving
     measure, name = show.measure_of(run.summary), _name(run, "learner")
     score, rivals = run.summary.get(measure.key), baselines(run.summary)
     if not show.is_number(score) or not rivals:
@@ -188,7 +191,8 @@ def _cards(run: RunData) -> list[dict[str, str]]:
         return {"name": head + name[1:], "value": value, "note": note, "kind": kind}
 
     kappa = ("κ temporal", show.number(s.get("kappa_t")), "0 is no-change, 1 is perfect")
-    cards = [
+    cards = [card(name, value, note, "main") for name, value, note in driving_figures(s) if value]
+    cards += [
         card(measure.name, measure.show(score), "since the start", "main"),
         card(measure.name, measure.show(s.get(f"{measure.key}_window")), recent, "main"),
     ]

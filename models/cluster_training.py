@@ -210,7 +210,8 @@ class ClusterEntropyTTT:
         if gathering:
             memory = self._gathered(memory, value)
         elif usable:
-            memory = replace(memory, moved=self._step(memory), steps=memory.steps + 1)
+            step = self._step(memory)
+            memory = replace(memory, moved=step, steps=memory.steps + (step is not None))
         return memory, self.moved_by(memory.moved)
 
     def _step(self, memory: Memory) -> Tensor | None:

@@ -187,6 +187,7 @@ def train_planner(
         schedule.step()
         if step % 100 == 0:
             progress(f"planner, step {step} of {steps}: loss {float(loss.detach()):.4f}")
+    optimiser.zero_grad(set_to_none=True)
     planner.requires_grad_(False).eval()
     if fitted < len(rows):
         fit_weights(planner, rows[fitted:], truth[fitted:, :, 5])

@@ -43,7 +43,7 @@ class Driving:
     split: Literal["test", "validation"] = "test"
     scenes: int = 200
     plans: int = 64
-    training: int = 1600
+    training: int = 2400
     logs: Literal["none", "eth-ucy", "lyft", "both"] = "none"
 
 

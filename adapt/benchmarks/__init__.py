@@ -18,11 +18,13 @@ BENCHMARKS = {
     "sparcl": ("sparcl:measure", "a training step under masks of rows, blocks and weights beside the dense one"),
     "continual-eval": ("continual_eval:measure", "evaluation at every update, and a training step, beside Avalanche's"),
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
+    "centaur": ("centaur:measure", "a planner's answer with the gradient of the last frame in the background"),
+    "centaur-study": ("centaur_study:measure", "driving under shift: centaur and its controls, five planners"),
     "driftmoe-table": ("driftmoe_table:measure", "every stream, label delay, peer and control of DriftMoE (an hour)"),
 }
 """name -> (``module:function`` in this folder, what it measures)."""
 
-SLOW = ("driftmoe-table",)
+SLOW = ("centaur-study", "driftmoe-table")
 """Run only when asked for by name."""
 
 Row = dict[str, Any]

@@ -73,7 +73,7 @@ class Centaur(Learner):
         """fallback: quantile of the objective on clean scenes from which on the car brakes."""
         background: Background = "wait"
         """Gradients in a thread: no, wait (the next frame waits if it must), live (never waits, not repeatable)."""
-        steps: int = 600
+        steps: int = 1000
         """Of the planner's training."""
         width: int = 96
         """Of the planner's layers."""
