@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 PIXEL_NOISE, COLUMN_NOISE = 0.005, 0.05
 LUMA = (0.299, 0.587, 0.114)
+AT_ONCE = 1 << 17
+"""Numbers of so many views are worked on together as stay near the processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,13 @@ class Augmentation:
         """float[views, B, ...] of x float[B, ...]; what is random comes from ``generator`` (on the CPU) alone."""
         if self.mean is None or self.std is None or x.dim() != 4:
             return x + COLUMN_NOISE * _normal((views, *x.shape), x, generator)
+        some = max(1, AT_ONCE // max(1, x.numel()))
+        parts = [self._images(x, min(some, views - at), generator) for at in range(0, views, some)]
+        return torch.cat(parts) if parts else x.new_empty((0, *x.shape))
+
+    def _images(self, x: Tensor, views: int, generator: torch.Generator) -> Tensor:
+        assert self.mean is not None
+        assert self.std is not None
         mean, std = (
             torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 1, -1, 1, 1) for v in (self.mean, self.std)
         )
