@@ -34,7 +34,9 @@ FEWEST_POINTS = 8
 """Points below which no curve is drawn."""
 
 GOOD, BAD, QUIET, STRONG, ACCENT = "green", "yellow", "dim", "bold", "bold cyan"
-_ASCII = str.maketrans({"κ": "kappa", "±": "+/-", "–": "-", "·": "|", "…": "...", "µ": "u", "━": "=", "’": "'"})
+_ASCII = str.maketrans(
+    {"κ": "kappa", "±": "+/-", "–": "-", "·": "|", "…": "...", "µ": "u", "━": "=", "’": "'", "−": "-", "×": "x"}
+)
 
 Point = tuple[float, float | None, float | None]
 """Step, windowed score, windowed score of the no-change baseline."""

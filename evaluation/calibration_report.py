@@ -89,7 +89,7 @@ def calibration_compared(runs: Compared) -> Section | None:
     }
     if not learners:
         return None
-    gaps = [show.spread(runs.values(n, "calibration", "gap"), show.hundredths).replace("-", "−") for n in learners]
+    gaps = [show.spread(runs.values(n, "calibration", "gap"), show.hundredths) for n in learners]
     eces = marked([runs.values(n, "ece") for n in learners], -1)
     rows: list[list[str | Cell]] = [[runs.name(n), ece, gap] for n, ece, gap in zip(learners, eces, gaps, strict=True)]
     parts: list[Part] = [

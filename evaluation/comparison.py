@@ -20,6 +20,7 @@ from .driving_report import SUB_METRICS, driving_compared
 from .few_shot_report import few_shot_compared
 from .figures import look_up
 from .gaps import aligned, mean_accuracy
+from .paired_report import paired_compared
 from .plots import Curve, Marks, Plot, mean_curve
 from .run_data import RunData
 from .section import Compared, Section
@@ -32,6 +33,7 @@ SECTIONS: tuple[Callable[[Compared], Section | None], ...] = (
     driving_compared,
     shifts_compared,
     few_shot_compared,
+    paired_compared,
     source_compared,
     calibration_compared,
     cost_compared,
@@ -71,6 +73,7 @@ CONTINUAL = (
 SHIFTED = (
     Column("mean error", ("shift_error",), show.hundredths, -1),
     Column("accuracy", ("accuracy",), show.hundredths, 1),
+    Column("minus source", ("source", "gain"), show.hundredths, 1),
     Column("ECE", ("ece",), show.hundredths, -1),
     Column("forgotten", ("source_domain", "forgotten"), show.hundredths, -1),
 )
@@ -80,7 +83,7 @@ FEW_SHOT = (
     Column("new", ("few_shot", "new_accuracy"), show.hundredths, 1),
     Column("all classes", ("few_shot", "accuracy"), show.hundredths, 1),
     Column("drop", ("few_shot", "drop"), show.hundredths, -1),
-    *SHIFTED[1:3],
+    SHIFTED[1],
 )
 DRIVING = (
     *(Column(name.upper(), ("worth", name), show.hundredths, 1) for name in SUB_METRICS),
@@ -115,7 +118,7 @@ MEANINGS = {
     "all rows. ECE is how far confidence and accuracy lie apart. Forgotten is the accuracy lost on clean source rows.",
     "few_shot": "Base and new are the accuracies on rows of old and of new classes, HM their harmonic mean and “all "
     "classes” the accuracy on both: means over sessions. Drop is what the last session has less than the first. "
-    "Accuracy is that over all rows, labelled ones too. ECE is how far confidence and accuracy lie apart.",
+    "Accuracy is that over all rows, labelled ones too.",
 }
 """What the columns of such a table mean."""
 
@@ -228,7 +231,8 @@ def verdict(summaries: list[dict[str, Any]]) -> tuple[str, str]:
     named = {"worth": "PDMS ", "continual": "ACC ", "few_shot": f"{measure.name} ", "shift_error": "mean error "}
     words = f"{top} leads with {named.get(key[0], '')}{measure.show(found[top])}"
     if len(order) > 1:
-        words += f", {measure.show_gain(found[top], found[order[1]])} ahead of {order[1]}"
+        gain = measure.show_gain(found[top], found[order[1]])
+        words += f", level with {order[1]}" if gain == "0.0 points" else f", {gain} ahead of {order[1]}"
     if key[0] == "continual":
         return "plain", f"{words}.{_at_the_worst(summaries, top)}"
     if key[0] in SETS:

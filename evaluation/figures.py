@@ -188,8 +188,8 @@ def spread(values: list[float], show: Any) -> str:
         return DASH
     mean, sd = mean_sd(values)
     if len(values) == 1:
-        return str(show(mean))
-    value, _, unit = str(show(mean)).partition(" ")
+        return str(show(mean)).replace("-", "−")
+    value, _, unit = str(show(mean)).replace("-", "−").partition(" ")
     return f"{value} ± {str(show(sd, like=mean)).partition(' ')[0]} {unit}".strip()
 
 

@@ -44,7 +44,7 @@ class Cell:
 
 def marked(figures: Sequence[list[float]], sign: int) -> list[Cell]:
     """Mean ± sd of each list of shares, per cent, the best in bold where they differ; sign: 1 where more is better."""
-    texts = [show.spread(values, show.hundredths).replace("-", "−") for values in figures]
+    texts = [show.spread(values, show.hundredths) for values in figures]
     means = [sign * math.fsum(values) / len(values) if values else -math.inf for values in figures]
     best = texts[means.index(max(means))] if len(set(texts)) > 1 else None
     return [Cell(text, "best" if text == best else "") for text in texts]

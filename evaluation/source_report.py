@@ -38,7 +38,7 @@ def source_compared(runs: Compared) -> Section | None:
     rows: list[list[str | Cell]] = []
     for n in learners:
         cells = [show.spread(runs.values(n, "source_domain", key), show.hundredths) for key in FIGURES]
-        rows.append([runs.name(n), *(cell.replace("-", "−") for cell in cells)])
+        rows.append([runs.name(n), *cells])
     if not rows:
         return None
     words = f"{MEANING} In per cent; forgotten is before minus after, so below 0 is gained."
