@@ -18,6 +18,7 @@ from .continual_report import continual_part
 from .cost_report import cost_section
 from .driving_report import driving_figures, driving_section, driving_verdict
 from .few_shot_report import few_shot_section
+from .paired_report import paired_section
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
 from .section import Section
@@ -42,6 +43,7 @@ SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
     driving_section,
     shifts_section,
     few_shot_section,
+    paired_section,
     source_section,
     calibration_section,
     cost_section,
