@@ -33,6 +33,8 @@ _HOMES = {
     "evaluation": "metrics",
     "evaluation.prequential": "Prequential",
     "evaluation.continual": "Continual",
+    "evaluation.calibration": "Calibration",
+    "evaluation.shifts": "Shifts Sessions",
 }
 _HOME = {
     name.partition("=")[0]: (home, name.split("=")[-1]) for home, names in _HOMES.items() for name in names.split()

@@ -13,10 +13,11 @@ import numpy as np
 
 from ..models.compiled import compiled
 from ..streams import Array, StreamSpec
-from .watch import Watch
+from .watch import Watch, plain
 
 BINS = 15
 ROWS, CONFIDENCE, HITS = range(3)
+_INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float64)
 
 
 @compiled
@@ -85,8 +86,7 @@ class Calibration(Watch):
 
     def update(self, y: Array, output: Array, scores: Array | None, baseline: Array) -> None:  # noqa: ARG002
         if scores is not None and len(y):
-            y, output = (np.require(a, np.int64, ["C", "A", "W"]) for a in (y, output))
-            count_confidence(y, output, np.require(scores, np.float64, ["C", "A", "W"]), self.bins)
+            count_confidence(plain(y, _INT), plain(output, _INT), plain(scores, _FLOAT), self.bins)
 
     def summary(self) -> dict[str, Any]:
         """ece, and under ``calibration``: rows, signed gap, and of each bin its rows, mean confidence and accuracy."""

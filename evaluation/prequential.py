@@ -17,6 +17,7 @@ from ..streams import Array, StreamSpec
 from . import tallies
 from .alarms import DETECTORS, REFRACTORY, DriftLog, new_alarms
 from .recovery import RELATIVE, STRETCH, TOLERANCE, begin, new_track, read
+from .watch import plain
 
 CLASS_SCORES = ("accuracy", "balanced_accuracy", "kappa", "kappa_m", "kappa_t", "logloss", "majority", "no_change")
 NUMBER_SCORES = ("mae", "rmse", "majority", "no_change")
@@ -25,13 +26,6 @@ WAYS = ("", "_window", "_fading")
 _INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float64)
 _NO_SCORES = np.zeros((0, 0))
 _FOLLOW_ROWS = np.zeros((0, 3))
-
-
-def _plain(values: Any, dtype: np.dtype[Any]) -> Array:
-    """The values as a contiguous writable array: one kind of argument, so that nothing is compiled twice."""
-    if type(values) is np.ndarray and values.dtype is dtype and values.flags.carray:
-        return values
-    return np.require(values, dtype, ["C", "A", "W"])
 
 
 class Prequential:
@@ -108,7 +102,7 @@ class Prequential:
 
         y, output: int64[B], or float64[B] for regression. scores: float64[B, C] class probabilities or None.
         """
-        self._score(y, output, scores, _plain(baseline, _FLOAT))
+        self._score(y, output, scores, plain(baseline, _FLOAT))
 
     def update_rows(self, y: Array, output: Array, scores: Array | None) -> None:
         """Rows tested and then trained on one after the other: the baselines know every row before the one at hand."""
@@ -116,8 +110,8 @@ class Prequential:
 
     def _score(self, y: Array, output: Array, scores: Array | None, baseline: Array) -> None:
         dtype = _FLOAT if self._regression else _INT
-        y, output = _plain(y, dtype), _plain(output, dtype)
-        scores = _NO_SCORES if scores is None or self._regression else _plain(scores, _FLOAT)
+        y, output = plain(y, dtype), plain(output, dtype)
+        scores = _NO_SCORES if scores is None or self._regression else plain(scores, _FLOAT)
         score = tallies.score_numbers if self._regression else tallies.score_classes
         at, n = 0, len(y)
         while at < n:

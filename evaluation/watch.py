@@ -9,6 +9,13 @@ import numpy as np
 from ..streams import Array
 
 
+def plain(values: Any, dtype: np.dtype[Any]) -> Array:
+    """The values as a contiguous writable array: one kind of argument, so that nothing is compiled twice."""
+    if type(values) is np.ndarray and values.dtype is dtype and values.flags.carray:
+        return values
+    return np.require(values, dtype, ["C", "A", "W"])
+
+
 class Watch:
     """An evaluator with nothing to write down on the way; see ``adapt.evaluator.Evaluator`` for what each verb means.
 
