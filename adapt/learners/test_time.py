@@ -29,17 +29,18 @@ from ...models.adaptive_norm import (
     using,
 )
 from ...models.inputs import Columns, Pixels
-from ...models.passes import Gradients, Pass
-from ...models.surrogate_gap import ascent, gap_direction, joint_norm
+from ...models.passes import Pass
+from ...models.surrogate_gap import joint_norm
 from ...streams import NO_LABEL, Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
 from ..source_model import Progress, Training, class_count, tell
 from .gradient import inputs_of
 from .test_time_memory import BalancedMemory
-from .test_time_parts import Parts, Rows, mean_of, probabilities
+from .test_time_parts import Parts, probabilities
 from .test_time_passes import passes_for
 from .test_time_recipes import Recipe
 from .test_time_shots import Prototyped, by_code, start
+from .test_time_step import Lesson, Step, Student, choose, step_of
 from .test_time_teacher import (
     RESTORE,
     STRONG,
@@ -47,18 +48,14 @@ from .test_time_teacher import (
     Hold,
     Teacher,
     augmentation_of,
+    copy_into,
     draw_back,
     generator,
     hold_of,
-    weighted,
 )
 
 LAST_STAGE = ("body.blocks.6.", "body.blocks.7.", "body.layer4.")
 """Of ResNets, ours and torchvision's; SAR leaves it alone."""
-LEAST = 1e-8
-"""A gradient shorter than this points nowhere."""
-GENTLE_ALPHA = 0.4
-"""Weight of the surrogate gap, at least, once steps have been made gentler."""
 COUNTS = ("steps", "batches", "lessons", "skipped", "rows", "kept", "resets", "moved")
 
 
@@ -69,30 +66,6 @@ class Said:
     x: Tensor
     z: Tensor
     first: Pass | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """Rows as the student sees them and its pass over them; running statistics as they are to be from then on.
-
-    target: a teacher's probabilities, float[B, C]. weight: of each row, float[B].
-    """
-
-    x: Tensor
-    first: Pass
-    moved: dict[str, Tensor]
-    target: Tensor | None = None
-    weight: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A direction by parameter name, the losses before and after the ascent, and how many rows they rest on."""
-
-    direction: Gradients
-    loss: Tensor
-    perturbed: Tensor
-    rows: int
 
 
 class TestTimeLearner(Learner):
@@ -174,7 +147,7 @@ class TestTimeLearner(Learner):
         self.memory = None if how.memory is None else BalancedMemory(how.memory.capacity, self.classes)
         self.hold: Hold | None = None
         if how.anchor is not None and self.moving:
-            self.hold = hold_of(how.anchor, spec, self.inputs, self.passes, self.device, self.seed)
+            self.hold = hold_of(how.anchor, spec, self.inputs, self.passes, self.source, self.seed)
         self.adapts = bool(self.moving or self.followed)
         self.direct = bool(self.moving) and not (
             self.followed or self.teacher or self.memory is not None or how.augment
@@ -276,8 +249,8 @@ class TestTimeLearner(Learner):
             return
         fits = kept is not None and kept[0] is prediction
         said = kept[1] if kept is not None and fits else self._say(self._tensor(batch))
-        if self.taught is not None:
-            self.taught.meet(said.x)
+        if self.taught is not None and self.taught.meet(said.x):
+            self._retaught()
         if not self.adapts:
             return
         self.touched = True
@@ -319,43 +292,15 @@ class TestTimeLearner(Learner):
         """Where to go; None where no row counts or there is no slope."""
         if not self.moving:
             return None
-        how, objective, choice = self.parts.direction, self.parts.objective, self.parts.filter
-        x, first = lesson.x, lesson.first
-        rows = weighted(objective.rows(first.z, lesson.target), lesson.weight)
-        mask, self.mean_softmax = choice.choose(first.z, rows, self.mean_softmax)
-        if not bool(mask.any()):
-            return None
-        loss, g = self._slope(first, rows, mask, self.moving)
-        if how.rho == 0:
-            return Step(g, loss, loss, int(mask.sum()))
-        if not float(joint_norm(list(g.values()))) >= LEAST:
-            return None
-        up = ascent(list(g.values()), how.rho)
-        shifted = {n: self.moving[n].detach() + d for n, d in zip(g, up, strict=True)}
-        with following(self.net):
-            second = self.passes(x, shifted)
-        proposals(self.net)  # of the shifted place: not to be kept
-        rows = weighted(objective.rows(second.z, lesson.target), lesson.weight)
-        if how.refilter:
-            mask = mask & choice.again(rows)
-        if not bool(mask.any()):
-            return None
-        perturbed, gp = self._slope(second, rows, mask, shifted)
-        alpha = max(how.alpha_for(len(x)), GENTLE_ALPHA if self.calmed and how.alpha else 0.0)
-        found = gap_direction(list(g.values()), list(gp.values()), alpha)
-        count = int(mask.sum())
-        if how.clip and count == 1:
-            found = [d * torch.clamp(how.clip / (joint_norm(found) + LEAST), max=1.0) for d in found]
-        return Step(dict(zip(g, found, strict=True)), loss, perturbed, count)
+        rows, mask, self.mean_softmax = choose(lesson, self.parts, self.mean_softmax)
+        student = Student(self.moving, self._elsewhere, self.hold)
+        return step_of(lesson, rows, mask, self.parts, student, gentle=self.calmed > 0)
 
-    def _slope(self, seen: Pass, rows: Rows, mask: Tensor, at: Mapping[str, Tensor]) -> tuple[Tensor, Gradients]:
-        """The loss at these parameters and its gradient, the penalty included."""
-        loss, slope = mean_of(rows, mask)
-        g = seen.pull(slope)
-        if self.hold is None:
-            return loss, g
-        held = self.hold.slope(at, self.source)
-        return loss + self.hold.value(at, self.source), {n: part + held[n] for n, part in g.items()}
+    def _elsewhere(self, x: Tensor, weights: Mapping[str, Tensor]) -> Pass:
+        with following(self.net):
+            seen = self.passes(x, weights)
+        proposals(self.net)  # of another place: not to be kept
+        return seen
 
     def _take(self, step: Step, rows: int) -> None:
         """Move, then see whether it was for the worse."""
@@ -384,9 +329,7 @@ class TestTimeLearner(Learner):
 
     def _reset(self) -> None:
         """Back to the source: its parameters and statistics, no moments, no memory of losses or rows."""
-        with torch.no_grad():
-            for name, weight in self.moving.items():
-                weight.copy_(self.source[name])
+        copy_into(self.moving, self.source)
         start_anew(self.net)
         if self.teacher is not None:
             self.teacher.reset(self.followed)
@@ -403,8 +346,11 @@ class TestTimeLearner(Learner):
         if self.taught is None or batch.y is None or not len(batch):
             return
         self.taught.learn(self._tensor(batch), torch.from_numpy(np.ascontiguousarray(batch.y, np.int64)))
-        self.parts = self.parts.for_classes(self._vectors())
         self.mean_loss = None  # its scale goes with the number of classes
+        self._retaught()
+
+    def _retaught(self) -> None:
+        self.parts = self.parts.for_classes(self._vectors())
         self.counts["moved"] += 1
         self._said = None
 
@@ -441,10 +387,8 @@ class TestTimeLearner(Learner):
         }
 
     def restore(self, adapted: State) -> None:
-        with torch.no_grad():
-            for kind, mine in (("moving", self.moving), ("statistics", self.followed)):
-                for name, tensor in mine.items():
-                    tensor.copy_(torch.as_tensor(adapted[kind][name]))
+        copy_into(self.moving, adapted["moving"])
+        copy_into(self.followed, adapted["statistics"])
         if self.optimiser is not None:
             self.optimiser.load(adapted["optimiser"])
         if self.teacher is not None:
@@ -477,13 +421,13 @@ class TestTimeLearner(Learner):
 
     def load(self, state: State) -> None:
         self.net.load_state_dict(state["net"])
-        self.source = {n: torch.as_tensor(state["source"][n]).to(self.device, copy=True) for n in self.moving}
+        copy_into(self.source, state["source"])
         self.inputs.load(state["inputs"])
         if self.taught is not None:
             self.taught.load(state["taught"])
             self.parts = self.parts.for_classes(self._vectors())
         if self.hold is not None:
-            self.hold.fisher = {n: torch.as_tensor(f).to(self.device, copy=True) for n, f in state["fisher"].items()}
+            copy_into(self.hold.fisher, state["fisher"])
         self.touched = bool(state["touched"])
         if state["adapted"] is not None:
             self.restore(state["adapted"])

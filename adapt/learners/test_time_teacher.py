@@ -94,18 +94,19 @@ class Teacher:
 
     def reset(self, statistics: Mapping[str, Tensor]) -> None:
         """The source again, with these running statistics."""
-        _copy(self.weights, self.source)
-        _copy(self.statistics, statistics)
+        copy_into(self.weights, self.source)
+        copy_into(self.statistics, statistics)
 
     def state(self) -> State:
         return {"weights": dict(self.weights), "statistics": dict(self.statistics)}
 
     def load(self, state: State) -> None:
-        _copy(self.weights, state["weights"])
-        _copy(self.statistics, state["statistics"])
+        copy_into(self.weights, state["weights"])
+        copy_into(self.statistics, state["statistics"])
 
 
-def _copy(into: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def copy_into(into: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Tensors take the values of the same names, in place."""
     with torch.no_grad():
         for name, tensor in into.items():
             tensor.copy_(torch.as_tensor(values[name]))
@@ -127,30 +128,38 @@ class Hold:
     F_i: the mean over mini-batches of the squared gradient of their mean cross-entropy to the model's own answers.
     """
 
-    def __init__(self, beta: float, fisher: Gradients) -> None:
-        self.beta, self.fisher = beta, fisher
+    def __init__(self, beta: float, fisher: Gradients, source: Mapping[str, Tensor]) -> None:
+        self.beta, self.fisher, self.source = beta, fisher, source
 
-    def value(self, at: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
+    def value(self, at: Mapping[str, Tensor]) -> Tensor:
         """In nats, a tensor of no dimension."""
-        parts = [(f * (at[n].detach() - source[n]).square()).sum() for n, f in self.fisher.items()]
+        parts = [(f * (at[n].detach() - self.source[n]).square()).sum() for n, f in self.fisher.items()]
         return self.beta * torch.stack(parts).sum()
 
-    def slope(self, at: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Gradients:
+    def slope(self, at: Mapping[str, Tensor]) -> Gradients:
         """2 beta F (phi - phi^0), by parameter name."""
-        return {n: 2 * self.beta * f * (at[n].detach() - source[n]) for n, f in self.fisher.items()}
+        return {n: 2 * self.beta * f * (at[n].detach() - self.source[n]) for n, f in self.fisher.items()}
 
 
-def hold_of(anchor: Anchor, spec: StreamSpec, inputs: Pixels | Columns, passes: Passes, device: Any, seed: int) -> Hold:
+def hold_of(
+    anchor: Anchor,
+    spec: StreamSpec,
+    inputs: Pixels | Columns,
+    passes: Passes,
+    source: Mapping[str, Tensor],
+    seed: int,
+) -> Hold:
     """The penalty for a source model as ``passes`` sees it, from training rows of ``spec.source`` drawn by the seed.
 
-    Raises ``InputError`` where the stream has none.
+    source: its moving parameters. Raises ``InputError`` where the stream has no clean rows.
     """
     if spec.source is None:
         raise InputError(f"stream {spec.name} has no clean rows to take Fisher information from: beta must be 0")
+    device = next(iter(source.values())).device
     rows, _ = spec.source.train()
     order = torch.randperm(len(rows), generator=generator(seed, FISHER))[: anchor.rows].sort().values
     x = inputs.tensor(rows[order.numpy()])
-    return Hold(anchor.beta, fisher(passes, (part.to(device) for part in x.split(anchor.batch))))
+    return Hold(anchor.beta, fisher(passes, (part.to(device) for part in x.split(anchor.batch))), source)
 
 
 def fisher(passes: Passes, batches: Iterable[Tensor]) -> Gradients:
