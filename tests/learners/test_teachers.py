@@ -27,7 +27,7 @@ from driftway.adapt.learners.test_time_parts import (
 from driftway.adapt.learners.test_time_recipes import EATA, CoTTA, Mixture, RoTTA, Tent
 from driftway.adapt.learners.test_time_teacher import RESTORE, STRONG, VIEWS, generator
 from driftway.adapt.source_model import Training, source_model
-from driftway.adapt.state import digest
+from driftway.adapt.state import copy_state, digest
 from driftway.models.inputs import Pixels
 from driftway.models.networks import Network
 from driftway.streams import concatenate
@@ -418,6 +418,24 @@ def test_resets_and_rollbacks_take_everything_back(stream: Any, net: Network, ro
         for statistics in (one.followed, one.teacher.statistics):
             now = dict(one.net.named_buffers())
             assert all(torch.equal(t, now[n.replace("followed", "running")]) for n, t in statistics.items())
+
+
+def test_a_loaded_teacher_asks_the_source_that_was_saved(stream: Any, net: Network, rows: dw.Batch) -> None:
+    """Whether views are looked at is the saved source's confidence, not that of the model the learner was built on."""
+    batches = cut(rows, 32, 32)
+    one = learner(stream, net, CoTTA(views=3, sure=0.5))
+    vague = copy.deepcopy(net)
+    with torch.no_grad():
+        vague.head.weight.zero_()
+    other = learner(stream, vague, CoTTA(views=3, sure=0.5))
+    assert one.teacher is not None
+    assert other.teacher is not None
+    x = one._tensor(batches[0])
+    assert [t._unsure(x) for t in (one.teacher, other.teacher)] == [False, True]
+    one.adapt(batches[0], one.predict(batches[0]))
+    other.load(copy_state(one.state()))
+    assert not other.teacher._unsure(x)
+    np.testing.assert_array_equal(other.predict(batches[1]).scores, one.predict(batches[1]).scores)
 
 
 @pytest.mark.parametrize(
