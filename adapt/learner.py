@@ -66,12 +66,16 @@ def _stack(arrays: list[Array]) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of an unlearning request: which ids, digests of the state before and after, and what is guaranteed."""
+    """Proof of an unlearning request: which ids, digests of the state before and after, and what is guaranteed.
+
+    certificate: further facts as plain values, such as the bound on the distance to training anew.
+    """
 
     ids: tuple[int, ...]
     before: str
     after: str
     guarantee: str
+    certificate: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Learner(ABC):
@@ -113,6 +117,13 @@ class Learner(ABC):
     def forget(self, ids: Array) -> Receipt:  # noqa: ARG002 - for those who can
         """Unlearn rows exactly, or raise ``CannotForget`` with the reason."""
         raise CannotForget(f"{type(self).__name__} keeps no statistics that a row could be taken out of")
+
+    def forget_whole(self, kind: str, number: int) -> Receipt:  # noqa: ARG002 - for those who can
+        """Unlearn a whole "class" (its code) or "group" (how many boundaries came before it); as ``forget``."""
+        raise CannotForget(f"{type(self).__name__} cannot forget a whole {kind}")
+
+    def bar(self, ids: Array) -> None:  # noqa: B027 - doing nothing is the default
+        """Never learn these rows from now on, and forget the ones that are learnt: a later request named them."""
 
     def test_then_train(self, batch: Batch) -> Prediction:
         """Row after row: predict, adapt, learn. The predictions are those made before each row was learnt.

@@ -78,6 +78,7 @@ _RSGS = "Yu, Lu, Zhang: generalized incremental learning under concept drift. ar
 _COTTA = "Wang, Fink, Van Gool, Dai: Continual test-time domain adaptation. CVPR 2022"
 _ROTTA = "Yuan, Xie, Li: Robust test-time adaptation in dynamic scenarios. CVPR 2023"
 _CENTAUR = "Sima et al.: Centaur: robust end-to-end autonomous driving with test-time training. arXiv 2503.11650, 2025"
+_ACU = "Tang, Zhuang, Fang et al.: ACU: analytic continual unlearning. arXiv 2505.12239 v1, 2025 (from its abstract)"
 _ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
@@ -129,6 +130,7 @@ LEARNERS: dict[str, Entry] = {
         "objective",
         classes="test_time:TestTimeLearner",
     ),
+    "acu": Entry("acu:ACU", "a closed-form head that learns and truly forgets rows, classes and groups", _ACU),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 
