@@ -32,7 +32,7 @@ from .test_time_parts import (
     WeightedEntropy,
 )
 from .test_time_passes import Way
-from .test_time_shots import Finetuning, Shots
+from .test_time_shots import CompanyRule, Finetuning, Shots
 
 Statistics = Literal["auto", "source", "batch", "mixed", "running"]
 
@@ -239,8 +239,8 @@ class RoTTA(Recipe):
 class NCM(Recipe):
     """The nearest class mean by cosine: new classes from their shots, no calibration, no gradient."""
 
-    company: int = 64
-    """Rows without labels that labelled ones are embedded together with, at most."""
+    company: CompanyRule = "after"
+    """Rows without labels that labelled ones are embedded together with, 64 at most: after them, or before."""
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
         return Parts(shots=Shots("fixed", 0.0, company=self.company))
@@ -258,8 +258,8 @@ class TEEN(Recipe):
     """Shots that the base classes count for, by the rule shrink."""
     tau_s: float = 16.0
     """How sharply the nearest base classes are preferred."""
-    company: int = 64
-    """Rows without labels that labelled ones are embedded together with, at most."""
+    company: CompanyRule = "after"
+    """Rows without labels that labelled ones are embedded together with, 64 at most: after them, or before."""
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
         return Parts(shots=Shots(self.rule, self.lam, self.kappa, self.tau_s, self.company))
@@ -275,11 +275,9 @@ class ShotsFinetune(Recipe):
     """Their step length."""
     momentum: float = 0.9
     """Of the descent, which starts anew with each session."""
-    company: int = 64
-    """Rows without labels that labelled ones go through the network with, at most."""
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
-        return Parts(shots=Finetuning(self.steps, self.lr, self.momentum, self.company))
+        return Parts(shots=Finetuning(self.steps, self.lr, self.momentum))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,8 +292,8 @@ class CSFA(Recipe):
     """Shots that the base classes count for, by the rule shrink."""
     tau_s: float = 16.0
     """How sharply the nearest base classes are preferred."""
-    company: int = 64
-    """Rows without labels that labelled ones are embedded together with, at most."""
+    company: CompanyRule = "after"
+    """Rows without labels that labelled ones are embedded together with, 64 at most: after them, or before."""
     lr: float = 1e-3
     """Step length from 16 rows on; below that it falls with them."""
     momentum: float = 0.9

@@ -1,16 +1,17 @@
 """Labelled rows of new classes on a stream that otherwise has no labels: calibrated prototypes, and fine-tuning.
 
 Prototypes and their calibration: ``models/prototypes.py``. Ours, since the paper on CSFA (arXiv 2506.05736) is known to
-us by its abstract only: labelled rows are embedded by the weights as they are then, adapted or not; where batch norms
-use the statistics of the rows at hand, in company of the latest rows without labels, because a few rows of two classes
-say little of a stream, and by the source's statistics as long as there are none; a labelled row teaches by its label
-alone, no step is made on it.
+us by its abstract only: labelled rows are embedded by the weights as they are then, adapted or not, and a labelled row
+teaches by its label alone, no step is made on it. Where batch norms use the statistics of the rows at hand, a few rows
+of two classes say little of a stream, so they are embedded in company of rows without labels: of those that came
+before, or of those that come after, under the same drift. For the latter the labelled rows are kept until enough have
+come, and the prototypes of that session alone are made anew.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -30,6 +31,9 @@ from ..learner import State
 from ..source_model import Progress, Training, class_count, source_model, tell
 from ..source_prototypes import prototype_source, prototypes_of
 
+CompanyRule = Literal["after", "before"]
+COMPANY = 64
+"""Rows of company at most."""
 SANE = 100.0
 """No pixel and no standardised column is farther from its mean, in deviations; rows that are keep no company."""
 
@@ -40,19 +44,18 @@ class Shots:
 
     rule: how strongly a new class is drawn to the base classes it resembles: ``fixed`` by lam, ``shrink`` by
     kappa / (kappa + shots), ``tuned`` as shrink with a kappa chosen on the source's side. tau_s: how sharply it prefers
-    the nearest. company: rows without labels that labelled ones are embedded together with, at most.
+    the nearest. company: of up to 64 rows without labels; ``after``: those that follow, and none at first; ``before``:
+    the latest ones, the source's statistics where there are none.
     """
 
     rule: Literal["fixed", "shrink", "tuned"] = "fixed"
     lam: float = 0.1
     kappa: float = 0.5
     tau_s: float = 16.0
-    company: int = 64
+    company: CompanyRule = "after"
 
     def __post_init__(self) -> None:
         self.calibration()
-        if self.company < 0:
-            raise ValueError("company must be at least 0")
 
     def calibration(self) -> Calibration:
         """Of new classes, as long as no other strength has been chosen."""
@@ -68,11 +71,10 @@ class Finetuning:
     steps: int = 50
     lr: float = 0.01
     momentum: float = 0.9
-    company: int = 64
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.company < 0 or not (self.lr >= 0 and 0 <= self.momentum < 1):
-            raise ValueError("steps, company and lr must be at least 0, momentum in 0..1")
+        if self.steps < 0 or not (self.lr >= 0 and 0 <= self.momentum < 1):
+            raise ValueError("steps and lr must be at least 0, momentum in 0..1")
 
 
 class Taught(Protocol):
@@ -82,8 +84,8 @@ class Taught(Protocol):
 
     @property
     def codes(self) -> Tensor: ...
-    def meet(self, x: Tensor) -> None:
-        """Rows without labels, float[B, ...], that later labelled rows may be seen in company of."""
+    def meet(self, x: Tensor) -> bool:
+        """Rows without labels, float[B, ...], company of labelled ones; whether anything was made anew by them."""
         ...
 
     def learn(self, x: Tensor, y: Tensor) -> None:
@@ -95,65 +97,111 @@ class Taught(Protocol):
 
 
 class Company:
-    """The latest rows, ``size`` at most.
+    """The latest rows without labels, 64 at most."""
 
-    >>> company = Company(2)
-    >>> company.take(torch.tensor([[1.0], [float("nan")], [2.0], [3.0]]))
-    >>> company.rows
-    tensor([[2.],
-            [3.]])
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self) -> None:
         self.rows: Tensor | None = None
 
-    def take(self, x: Tensor) -> None:
-        """Rows that could be rows of a stream; others are not kept."""
-        sane = x[(x.flatten(1).abs() <= SANE).all(1)]
-        if self.size and len(sane):
-            old = sane[:0] if self.rows is None else self.rows
-            self.rows = torch.cat([old, sane])[-self.size :].clone()
+    def __len__(self) -> int:
+        return 0 if self.rows is None else len(self.rows)
 
-    def through(self, net: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """function(x), a pass through ``net`` that sees the company too where its norms look at the rows at hand."""
-        modes = {m.statistics for m in net.modules() if isinstance(m, AdaptiveNorm)}
-        if modes <= {"source", "running"}:
-            return function(x)
-        if self.rows is None:
-            with using(net, "source"):
-                return function(x)
-        return function(torch.cat([x, self.rows]))[: len(x)]
+    def take(self, x: Tensor) -> None:
+        """Rows that could be rows of a stream; others are not kept.
+
+        >>> company = Company()
+        >>> company.take(torch.tensor([[1.0], [float("nan")], [2.0]]))
+        >>> company.rows.tolist()
+        [[1.0], [2.0]]
+        """
+        sane = x[(x.flatten(1).abs() <= SANE).all(1)]
+        if len(sane):
+            old = sane[:0] if self.rows is None else self.rows
+            self.rows = torch.cat([old, sane])[-COMPANY:].clone()
+
+    def load(self, rows: Any, device: torch.device) -> None:
+        self.rows = None if rows is None else torch.as_tensor(rows).to(device, copy=True)
+
+
+def looks_at_rows(net: nn.Module) -> bool:
+    """Whether the statistics of a norm are those of the rows at hand, in part at least."""
+    modes = {m.statistics for m in net.modules() if isinstance(m, AdaptiveNorm)}
+    return not modes <= {"source", "running"}
 
 
 class Prototyped:
     """Prototypes in the place of a head. ``refused`` counts rows whose features have no direction."""
 
     def __init__(self, how: Shots, body: nn.Module, prototypes: Prototypes) -> None:
+        self.how = how
         self.prototypes = prototypes
         self.net: nn.Module = nn.Sequential(OrderedDict(body=body, head=prototypes))
         self._body = body
-        self._company = Company(how.company)
+        self._company = Company()
+        self._open: dict[str, Any] | None = None
+        """Labelled rows whose company has not all come, the prototypes before them, and how much had come last time."""
         self.refused = 0
 
     @property
     def codes(self) -> Tensor:
         return self.prototypes.classes
 
-    def meet(self, x: Tensor) -> None:
+    def meet(self, x: Tensor) -> bool:
         self._company.take(x)
+        waiting, come = self._open, len(self._company)
+        if waiting is None or come < min(COMPANY, 2 * max(1, waiting["come"])):
+            return False
+        self.prototypes.load(waiting["before"])
+        self._add(waiting["x"], waiting["y"])
+        self._open = None if come == COMPANY else {**waiting, "come": come}
+        return True
 
     def learn(self, x: Tensor, y: Tensor) -> None:
+        if self.how.company == "before" or not looks_at_rows(self.net):
+            self._add(x, y)
+            return
+        waiting = self._open
+        if waiting is not None and not len(self._company):  # more of the same session
+            x, y = torch.cat([waiting["x"], x]), torch.cat([waiting["y"], y])
+            self.prototypes.load(waiting["before"])
+        self._open = {"x": x, "y": y, "before": self.prototypes.state(), "come": 0}
+        self._company.rows = None
+        self._add(x, y)
+
+    def _add(self, x: Tensor, y: Tensor) -> None:
         with torch.no_grad():
-            features = self._company.through(self.net, self._body, x)
-        self.refused += self.prototypes.add(features.flatten(1), y)
+            features = self._features(x)
+        self.refused = self.prototypes.add(features.flatten(1), y)
+
+    def _features(self, x: Tensor) -> Tensor:
+        rows = self._company.rows
+        if not looks_at_rows(self.net):
+            found: Tensor = self._body(x)
+        elif rows is not None:
+            found = self._body(torch.cat([x, rows]))[: len(x)]
+        else:
+            with using(self.net, "source" if self.how.company == "before" else "batch"):
+                found = self._body(x)
+        return found
 
     def state(self) -> State:
-        return {"prototypes": self.prototypes.state(), "company": self._company.rows, "refused": self.refused}
+        return {
+            "prototypes": self.prototypes.state(),
+            "company": self._company.rows,
+            "open": None if self._open is None else dict(self._open),
+            "refused": self.refused,
+        }
 
     def load(self, state: State) -> None:
+        device = self.prototypes.rows.device
         self.prototypes.load(state["prototypes"])
-        _load_company(self._company, state["company"], self.prototypes.rows.device)
+        self._company.load(state["company"], device)
+        kept = state["open"]
+        if kept is not None:
+            before = copy.deepcopy(self.prototypes)
+            before.load(kept["before"])
+            x, y = (torch.as_tensor(kept[k]).to(device, copy=True) for k in ("x", "y"))
+            kept = {"x": x, "y": y, "before": before.state(), "come": int(kept["come"])}
+        self._open = kept
         self.refused = int(state["refused"])
 
 
@@ -179,14 +227,13 @@ class Finetuned:
         self.how = how
         self._head = Seen(net.head, codes)
         self.net: nn.Module = nn.Sequential(OrderedDict(body=net.body, head=self._head))
-        self._company = Company(how.company)
 
     @property
     def codes(self) -> Tensor:
         return self._head.codes
 
-    def meet(self, x: Tensor) -> None:
-        self._company.take(x)
+    def meet(self, x: Tensor) -> bool:
+        return False
 
     def learn(self, x: Tensor, y: Tensor) -> None:
         self._head.codes = torch.unique(torch.cat([self.codes, y.to(self.codes.device)]))
@@ -194,8 +241,10 @@ class Finetuned:
         mine = dict(self.net.named_parameters())
         weights = {n: w.detach().clone().requires_grad_(True) for n, w in mine.items()}
         optimiser = torch.optim.SGD(weights.values(), self.how.lr, self.how.momentum)
+        mode = "batch" if looks_at_rows(self.net) else "source"
         for _ in range(self.how.steps):
-            z = self._company.through(self.net, lambda rows: functional_call(self.net, weights, (rows,)), x)
+            with using(self.net, mode):
+                z = functional_call(self.net, weights, (x,))
             optimiser.zero_grad(set_to_none=True)
             F.cross_entropy(z, place).backward()
             optimiser.step()
@@ -205,15 +254,10 @@ class Finetuned:
                     weight.copy_(weights[name])
 
     def state(self) -> State:
-        return {"codes": self.codes, "company": self._company.rows}
+        return {"codes": self.codes}
 
     def load(self, state: State) -> None:
         self._head.codes = torch.as_tensor(state["codes"]).to(self.codes.device, copy=True)
-        _load_company(self._company, state["company"], self.codes.device)
-
-
-def _load_company(company: Company, rows: Any, device: torch.device) -> None:
-    company.rows = None if rows is None else torch.as_tensor(rows).to(device, copy=True)
 
 
 def start(
