@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from ...models.adaptive_norm import adopt, followed, following, in_views, proposals
 from ...models.augmentations import Augmentation
@@ -168,8 +169,7 @@ def fisher(passes: Passes, batches: Iterable[Tensor]) -> Gradients:
     count = 0
     for x in batches:
         seen = passes(x)
-        slope = torch.softmax(seen.z, 1)
-        slope[torch.arange(len(x)), seen.z.argmax(1)] -= 1
+        slope = torch.softmax(seen.z, 1) - F.one_hot(seen.z.argmax(1), seen.z.shape[1])
         found = {n: g.square() for n, g in seen.pull(slope / len(x)).items()}
         total = {n: total[n] + g if total else g for n, g in found.items()}
         count += 1
