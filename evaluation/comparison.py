@@ -85,10 +85,7 @@ FEW_SHOT = (
     Column("drop", ("few_shot", "drop"), show.hundredths, -1),
     SHIFTED[1],
 )
-DRIVING = (
-    *(Column(name.upper(), ("worth", name), show.hundredths, 1) for name in SUB_METRICS),
-    Column("changed", ("worth", "changed"), show.hundredths, 0),
-)
+DRIVING = (*(Column(name.upper(), ("worth", name), show.hundredths, 1) for name in SUB_METRICS),)
 COST = (
     Column("rows/s", ("examples_per_second",), show.rate, 1),
     Column("p99", ("latency_ms", "p99"), show.milliseconds, -1),
@@ -210,6 +207,8 @@ def _best(found: list[list[float]], column: Column) -> str | None:
 
 
 def _baselines(summaries: list[dict[str, Any]], measure: show.Measure, form: Any) -> list[dict[str, Any]]:
+    if lead(summaries)[0][0] == "worth":
+        return []  # what a repeated or the commonest plan is worth is not known
     rows = []
     for key in ("no_change", "majority"):
         name = show.baseline_name(key, measure)

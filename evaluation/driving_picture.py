@@ -12,13 +12,14 @@ from .plots import LEARNER, NO_CHANGE, Plot
 
 WIDTH, MOST_HEIGHT, MARGIN = 960.0, 520.0, 14.0
 """Of the drawing, in its own units."""
-BEHIND, BEYOND = 9.0, 14.0
+BEHIND, BEYOND = 5.0, 14.0
 """Metres of lane that are drawn behind the car, and beyond the farther plan."""
 MOST_TURN = 2.0
 """Radians after which a lane is no longer drawn: it would come back on itself."""
 EACH = 10
 """Steps between two boxes: 1 s."""
-ROAD, EDGE, MIDDLE, OTHER, THING = "#eef1f4", "#b9c0c9", "#c9d0d8", "#5b636e", "#8a929c"
+ROAD, EDGE, MIDDLE = "#eef1f4", "#b9c0c9", "#c9d0d8"
+CAR, OTHER, THING = "#22262b", "#8d3f74", "#8a929c"
 
 
 def scene_picture(scene: Scene, before: Array, after: Array) -> Plot:
@@ -39,17 +40,19 @@ def scene_picture(scene: Scene, before: Array, after: Array) -> Plot:
         parts += _agent(view, agent[:41], size, OTHER if kind != STATIC else THING)
     for plan, colour, dashed in zip(plans, (NO_CHANGE, LEARNER), (True, False), strict=True):
         parts += _plan(view, plan, colour, dashed)
-    parts.append(view.polygon(corners(scene.ego, EGO), 'fill="#22262b" stroke="#fff" stroke-width="1"'))
+    parts.append(view.polygon(corners(scene.ego, EGO), f'fill="{CAR}" stroke="#fff" stroke-width="1"'))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {view.height:.0f}" role="img">'
     name = f"view{scene.number}"
     clip = f'<clipPath id="{name}"><rect width="{WIDTH:g}" height="{view.height:.0f}" rx="8"/></clipPath>'
     legend = [
         (NO_CHANGE, "dashed", "plan of the trained weights"),
         (LEARNER, "solid", "plan after the step"),
-        ("#22262b", "area", "the car now"),
-        (OTHER, "area", "other road users now, and their next 4 s"),
-        (THING, "area", "things that stand"),
+        (CAR, "area", "the car now"),
     ]
+    if bool((scene.kinds != STATIC).any()):
+        legend.append((OTHER, "area", "other road users now, and their next 4 s"))
+    if bool((scene.kinds == STATIC).any()):
+        legend.append((THING, "area", "things in the way"))
     return Plot(f'{head}{clip}<g clip-path="url(#{name})">{"".join(parts)}</g></svg>', legend)
 
 

@@ -29,14 +29,17 @@ def driving_section(run: RunData) -> Section | None:
     if not isinstance(found, dict) or not show.is_number(found.get("pdms")):
         return None
     parts: list[Part] = [Words(f"{show.count(found['judged'], 'scene')} judged by the truth. {MEANING}")]
-    rows: list[list[str | Cell]] = [["plans that were driven", *_figures(found)]]
+    heads: list[str] = ["", "plans that were driven"]
+    columns: list[list[str | Cell]] = [list(HEADS), list(_figures(found))]
     records = [r["values"] for r in run.marked("worth")]
     if isinstance(found.get("before"), dict):
-        rows.insert(0, ["plans of the trained weights", *_figures(found["before"])])
+        heads.insert(1, "plans of the trained weights")
+        columns.insert(1, list(_figures(found["before"])))
     worth = _worth_of(run) if any(BEFORE in r for r in records) else None
     if worth is not None:
-        rows.append(["difference", *_gains(_differences(records, worth))])
-    parts.append(Table(["", *HEADS], rows))
+        heads.append("difference")
+        columns.append(list(_gains(_differences(records, worth))))
+    parts.append(Table(heads, [list(row) for row in zip(*columns, strict=True)]))
     if isinstance(found.get("before"), dict):
         parts.append(Words(f"{_changes(found)} {BETWEEN if worth is not None else ''}"))
     if worth is not None:
@@ -81,11 +84,12 @@ def driving_compared(runs: Compared) -> Section | None:
     if len(names) < 2:
         return None
     first = names[0]
-    rows: list[list[str | Cell]] = []
-    for name in (n for n in runs.colours if n in names and n != first):
+    others = [n for n in runs.colours if n in names and n != first]
+    columns: list[list[Cell]] = [[Cell(head) for head in (*HEADS, "scenes")]]
+    for name in others:
         shared = [key for key in scored[first] if key in scored[name]]
         gains = np.array([scored[name][key] - scored[first][key] for key in shared]).reshape(-1, len(SUB_METRICS))
-        rows.append([Cell(name, colour=runs.colours[name]), *_gains(gains), f"{len(shared):,}"])
+        columns.append([*_gains(gains), Cell(f"{len(shared):,}")])
     changed = {n: [runs.summaries[i].get("worth") or {} for i in runs.groups[n]] for n in names}
     shares = [
         [Cell(n, colour=runs.colours[n]), *(_share(changed[n], key) for key in ("changed", "helped", "harmed"))]
@@ -96,7 +100,7 @@ def driving_compared(runs: Compared) -> Section | None:
         f"Scene by scene beside {first}",
         [
             Words(f"Means of the differences in points, {first} subtracted. {BETWEEN} {MEANING}"),
-            Table(["learner", *HEADS, "scenes"], rows),
+            Table(["", *others], [list(row) for row in zip(*columns, strict=True)]),
             Heading("What adaptation changed"),
             Words(f"Shares of scenes; helped and harmed: PDMS moved by more than {SWING:g} of its range."),
             Table(["learner", "plans changed", "helped", "harmed"], shares),
@@ -121,8 +125,13 @@ def _gains(differences: Array) -> list[Cell]:
     cells = []
     for mean, a, b in zip(differences.mean(0), low, high, strict=True):
         kind = "best" if a > 0 else "fall" if b < 0 else ""
-        cells.append(Cell(f"{100 * mean:+.1f} [{100 * a:+.1f}, {100 * b:+.1f}]".replace("-", "−"), kind))
+        cells.append(Cell(f"{_signed(mean)} [{_signed(a)}, {_signed(b)}]", kind))
     return cells
+
+
+def _signed(gain: float) -> str:
+    """A difference of two shares, in points, with its sign."""
+    return f"{100 * gain:+.1f}".replace("-", "−")
 
 
 def _changes(found: dict[str, Any]) -> str:
@@ -192,7 +201,7 @@ def _picture(title: str, record: dict[str, Any], gain: float, worth: Worth) -> l
     names = ("trained weights", "after the step")
     table = [[name, *(show.hundredths(v) for v in line)] for name, line in zip(names, values.tolist(), strict=True)]
     return [
-        Heading(f"{title}: scene {scene.number}, PDMS {show.points(gain).replace(' points', '')} points"),
+        Heading(f"{title}: scene {scene.number}, PDMS {_signed(gain)} points"),
         Drawing(plot, caption, f"{title}: both plans in scene {scene.number}"),
         Table(["", *HEADS], table),
     ]

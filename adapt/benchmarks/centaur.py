@@ -26,6 +26,7 @@ from ...streams.vocabulary import vocabulary
 from . import Row, row
 
 PLANS, FRAMES, EVERY, OVERLAP = 64, 300, 0.05, 0.0005
+PEER = "the same without gradients"
 
 
 def measure() -> list[Row]:
@@ -42,11 +43,9 @@ def measure() -> list[Row]:
             ):
                 ours, peer = latencies(background, pause)  # type: ignore[arg-type]
                 for words, level in (("median", 50), ("p99", 99)):
-                    found = [float(np.percentile(times, level)) for times in (ours, peer)]
+                    mine, its = (float(np.percentile(times, level)) for times in (ours, peer))
                     title = f"{case}, {threads} torch threads, {words}"
-                    rows.append(
-                        row("centaur", title, "ms/answer", *found, "the same without gradients", more_is_better=False)
-                    )
+                    rows.append(row("centaur", title, "ms/answer", mine, its, PEER, more_is_better=False))
         finally:
             torch.set_num_threads(before)
     return rows

@@ -3,7 +3,7 @@
 For every planner (a seed, which is also that of its scenes) and objective: the mean gradient of a scene's four earlier
 frames at the trained weights, one step of length delta (``models/cluster_training.py``, whose plans these are), the
 plan for the fifth frame, judged by the truth. delta is the one of a log grid with the best mean PDMS on validation
-scenes, all planners together; ``equal share`` takes instead the delta at which a fifth of the validation scenes' plans
+scenes, all planners together; ``at 20 %`` takes instead the delta at which a fifth of the validation scenes' plans
 change, so that objectives are compared at the same amount of meddling. Nothing is tuned on test scenes.
 
 Rows are in points of 100: a score, its paired difference to no adaptation with a 95 % interval by bootstrap over all
@@ -26,6 +26,7 @@ from torch import Tensor
 from ...evaluation.bootstrap import paired_interval
 from ...evaluation.worths import SWING
 from ...models.cluster_entropy import ClusterEntropy, full_entropy
+from ...models.planner import fit_temperature
 from ...models.trajectories import manoeuvres
 from ...streams import Array, StreamSpec, open_stream
 from ...streams.driving import Scene, scenes
@@ -35,17 +36,17 @@ from ..source_model import tell
 from . import Row
 
 SEEDS = 5
-SEVERITY, VALIDATION, TEST = 2, 150, 300
-GRID = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
-QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+SEVERITY, VALIDATION, TEST = 2, 200, 400
+GRID = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 7e-3, 1e-2, 1.5e-2, 2e-2, 5e-2, 1e-1, 3e-1)
+QUANTILES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Of the objective on validation scenes: from where on the fallback brakes."""
-SHARE = 0.2
+SHARES = (0.2, 0.4)
+"""Of plans changed, at which objectives are compared beside their tuned steps."""
 SUB = ("pdms", "nc", "dac", "ttc", "ep", "c")
-SOURCES = {
-    "cluster": "cluster", "cluster6": "cluster6", "full": "full", "shuffled": "shuffled", "ascent": "cluster",
-    "random": "cluster", "cluster6, w=0.3": "cluster6, w=0.3", "cluster6, guard": "cluster6",
-}  # fmt: skip
-"""Whose gradient each method goes by."""
+METHODS = (
+    *("cluster", "cluster6", "full", "shuffled", "ascent", "random", "cluster6, w=0.3", "cluster6, T fitted"),
+    *("full, T fitted", "cluster, guard", "cluster6, guard", "full, guard"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,14 @@ def measure() -> list[Row]:
     subjects = [_subject(spec, seed) for seed in range(SEEDS)]
     rows = _baseline(subjects)
     tuned: dict[str, float] = {}
-    for method in SOURCES:
+    for method in METHODS:
         grid = {delta: _outcome(subjects, "validation", method, delta) for delta in GRID}
         rows += [_grid_row(subjects, method, delta, plans) for delta, plans in grid.items()]
         means = {delta: _mean(subjects, "validation", plans) for delta, plans in grid.items()}
         tuned[method] = max(means, key=lambda delta: means[delta])
         shares = [_changed(subjects, "validation", plans) for plans in grid.values()]
-        equal = _at_share(shares)
-        for name, delta in (("tuned", tuned[method]), ("equal share", equal)):
+        equal = {f"at {100 * share:g} %": _at_share(shares, share) for share in SHARES}
+        for name, delta in {"tuned": tuned[method], **equal}.items():
             plans = _outcome(subjects, "test", method, delta)
             rows += _report(subjects, f"{method}, {name}, delta {delta:.3g}", plans)
             tell(f"centaur study: {rows[-len(SUB)]['case']}: {rows[-len(SUB)]['ours']:.2f}")
@@ -96,13 +97,13 @@ def measure() -> list[Row]:
 
 def _subject(spec: StreamSpec, seed: int) -> Subject:
     learner = Centaur(spec, Centaur.Params(background="no"), seed)
-    measures = objectives(spec)
+    clean = scenes(range(64), seed=seed, split="validation")
+    measures = objectives(spec, _temperature(learner, clean))
     splits, gradients = {}, {}
     for name, count in (("validation", VALIDATION), ("test", TEST)):
         found = scenes(range(count), seed=seed, split=name, severity=SEVERITY)
         splits[name] = _split(learner, found, measures, spec)
         gradients[name] = {k: _gradients(learner, splits[name], m) for k, m in measures.items()}
-    clean = scenes(range(64), seed=seed, split="validation")
     frames = [learner.planner.features(torch.from_numpy(s.observations[-1:])) for s in clean]
     reference = {}
     for name, chosen in measures.items():
@@ -113,7 +114,15 @@ def _subject(spec: StreamSpec, seed: int) -> Subject:
     return Subject(learner, splits, gradients, reference)
 
 
-def objectives(spec: StreamSpec) -> dict[str, Callable[[Tensor], Tensor]]:
+def _temperature(learner: Centaur, clean: list[Scene]) -> float:
+    """Under which the oracle's plans of clean scenes are likeliest."""
+    _, expert = judge(clean, learner.planner.trajectories.double().numpy())
+    with torch.no_grad():
+        scores = learner.planner(torch.from_numpy(np.stack([s.observations[-1] for s in clean])))
+    return fit_temperature(scores, torch.from_numpy(expert))
+
+
+def objectives(spec: StreamSpec, temperature: float) -> dict[str, Callable[[Tensor], Tensor]]:
     """What falls, by name; shuffled has the sizes of cluster6, the better of the two rules."""
     assert spec.worth is not None
     headings, six = (torch.from_numpy(manoeuvres(spec.worth.vocabulary, far=f)) for f in (None, FAR))
@@ -124,6 +133,8 @@ def objectives(spec: StreamSpec) -> dict[str, Callable[[Tensor], Tensor]]:
         "full": lambda z: full_entropy(z).mean(),
         "shuffled": ClusterEntropy(six[lot]),
         "cluster6, w=0.3": ClusterEntropy(six, within=0.3),
+        "cluster6, T fitted": ClusterEntropy(six, temperature=temperature),
+        "full, T fitted": lambda z: full_entropy(z, temperature).mean(),
     }
 
 
@@ -161,9 +172,14 @@ def _outcome(subjects: list[Subject], split: str, method: str, delta: float) -> 
     return [_plans(subject, split, method, delta) for subject in subjects]
 
 
+def _source(method: str) -> str:
+    """Whose gradient a method goes by."""
+    return "cluster" if method in ("ascent", "random") else method.removesuffix(", guard")
+
+
 def _plans(subject: Subject, split: str, method: str, delta: float) -> Array:
     learner, at = subject.learner, subject.splits[split]
-    source = SOURCES[method]
+    source = _source(method)
     training, found = learner.training, []
     training.delta, training.reference = delta, subject.reference[source]
     draw = torch.Generator().manual_seed(learner.seed)
@@ -204,10 +220,10 @@ def _changed(subjects: list[Subject], split: str, plans: list[Array]) -> float:
     return float((np.concatenate(plans) != old).mean())
 
 
-def _at_share(shares: list[float]) -> float:
+def _at_share(shares: list[float], wanted: float) -> float:
     """The delta at which so many plans change, between points of the grid by the logarithm; at its ends, the end."""
     rising = np.maximum.accumulate(shares)
-    return float(np.exp(np.interp(SHARE, rising, np.log(GRID))))
+    return float(np.exp(np.interp(wanted, rising, np.log(GRID))))
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -216,7 +232,7 @@ def _at_share(shares: list[float]) -> float:
 def _row(case: str, unit: str, ours: float, peer: float, **more: Any) -> Row:
     return {
         "bench": "centaur-study", "case": case, "unit": unit, "ours": round(ours, 3), "peer": round(peer, 3),
-        "peer_name": "no adaptation", "ratio": round(ours / peer, 4) if peer else None, "floor": None, **more,
+        "peer_name": "no adaptation", "ratio": round(ours / max(peer, 1e-9), 4), "floor": None, **more,
     }  # fmt: skip
 
 
@@ -268,7 +284,8 @@ def _fallback(subjects: list[Subject]) -> list[Row]:
     old = 100 * float(_all(subjects, "validation")[:, 0].mean())
     rows = [_row(f"validation, fallback, quantile {q:g}, pdms", "points", 100 * m, old) for q, m in means.items()]
     best = max(means, key=lambda q: means[q])
-    return rows + _report(subjects, f"fallback, tuned, quantile {best:g}", plans("test", levels[best]))
+    rows += _report(subjects, f"fallback, tuned, quantile {best:g}", plans("test", levels[best]))
+    return rows + _report(subjects, "fallback, always braking", plans("test", -math.inf))
 
 
 def _failures(subjects: list[Subject]) -> list[Row]:

@@ -57,7 +57,7 @@ class Centaur(Learner):
         objective: Objective = "cluster"
         """cluster (3 headings), cluster6 (heading x distance), full (entropy over all plans); controls: shuffled
         (clusters of the same sizes by lot), ascent, random (a direction by lot), none, fallback (brake in doubt)."""
-        delta: float = 0.02
+        delta: float = 0.01
         """Length of a step, as a share of the length of the trained weights."""
         buffer: int = 4
         """Frames whose gradients are averaged."""

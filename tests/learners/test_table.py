@@ -24,7 +24,7 @@ NUMBERS = dw.StreamSpec("r", SPEC.columns, target="regression")
 EXAMPLE = {"river": "river:tree.HoeffdingTreeClassifier", "avalanche": "avalanche:Naive", "frozen": "frozen:majority"}
 WITH: dict[str, dict[str, Any]] = {
     "adab2n": {"model": "mlp-norm"},
-    **{name: {"epochs": 1, "cache": False} for name, entry in LEARNERS.items() if entry.recipe},
+    **{name: {"epochs": 1, "cache": False} for name, entry in LEARNERS.items() if entry.recipe or entry.classes},
 }
 
 
