@@ -7,17 +7,35 @@ alpha times the part of g at right angles to g_p, which leaves L_p as it is to f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 TINY = 1e-12
+LONG = 100_000
 
 
 def joint_norm(parts: Sequence[Tensor]) -> Tensor:
     """The length of all parts as one vector, a tensor of no dimension."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p) for p in parts]))
+    return torch.linalg.vector_norm(_gathered(parts))
+
+
+def all_finite(parts: Sequence[Tensor]) -> bool:
+    """Whether every entry of every part is: no part may be empty.
+
+    >>> all_finite([torch.tensor([1.0, 3e38])]), all_finite([torch.ones(2), torch.tensor([0.0, math.nan])])
+    (True, False)
+    """
+    return bool(torch.isfinite(_gathered(parts, math.inf)).all())
+
+
+def _gathered(parts: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """All entries in one vector, or of long parts their norms: copying many short ones costs less than asking each."""
+    if sum(p.numel() for p in parts) <= LONG:
+        return torch.cat([p if p.dim() == 1 else p.reshape(-1) for p in parts])
+    return torch.stack(torch._foreach_norm(list(parts), order))
 
 
 def ascent(gradient: Sequence[Tensor], rho: float) -> list[Tensor]:

@@ -17,6 +17,8 @@ BENCHMARKS = {
     "adab2n": ("adab2n:measure", "a layer of AdaB2N beside PyTorch's batch norm, and beside its own formulas"),
     "sparcl": ("sparcl:measure", "a training step under masks of rows, blocks and weights beside the dense one"),
     "continual-eval": ("continual_eval:measure", "evaluation at every update, and a training step, beside Avalanche's"),
+    "tta": ("tta:measure", "a step of test-time adaptation beside plain PyTorch loops"),
+    "tta-compiled": ("tta:measure_compiled", "the same, compiled, for one row (minutes of compiling)"),
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
     "centaur": ("centaur:measure", "a planner's answer with the gradient of the last frame in the background"),
     "centaur-study": ("centaur_study:measure", "driving under shift: centaur and its controls, five planners"),
@@ -24,7 +26,7 @@ BENCHMARKS = {
 }
 """name -> (``module:function`` in this folder, what it measures)."""
 
-SLOW = ("centaur-study", "driftmoe-table")
+SLOW = ("centaur-study", "driftmoe-table", "tta-compiled")
 """Run only when asked for by name."""
 
 Row = dict[str, Any]

@@ -30,7 +30,7 @@ from ...models.adaptive_norm import (
 )
 from ...models.inputs import Columns, Pixels
 from ...models.passes import Pass
-from ...models.surrogate_gap import joint_norm
+from ...models.surrogate_gap import all_finite, joint_norm
 from ...streams import NO_LABEL, Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
 from ..source_model import Progress, Training, class_count, tell
@@ -284,9 +284,16 @@ class TestTimeLearner(Learner):
     ) -> Lesson:
         if self.parts.augment:
             x = self.augment(x, 1, generator(self.seed, STRONG, self.counts["lessons"]))[0]
+        first, moved = self._seen(x) if first is None else (first, {})
+        return Lesson(x, first, moved, None if taught is None else torch.softmax(taught, 1), weight)
+
+    def _seen(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> tuple[Pass, dict[str, Tensor]]:
+        """A pass, and the running statistics that it proposes where there are any."""
+        if not self.followed:
+            return self.passes(x, weights), {}
         with following(self.net):
-            first = self.passes(x) if first is None else first
-        return Lesson(x, first, proposals(self.net), None if taught is None else torch.softmax(taught, 1), weight)
+            seen = self.passes(x, weights)
+        return seen, proposals(self.net)
 
     def _step(self, lesson: Lesson) -> Step | None:
         """Where to go; None where no row counts or there is no slope."""
@@ -297,10 +304,7 @@ class TestTimeLearner(Learner):
         return step_of(lesson, rows, mask, self.parts, student, gentle=self.calmed > 0)
 
     def _elsewhere(self, x: Tensor, weights: Mapping[str, Tensor]) -> Pass:
-        with following(self.net):
-            seen = self.passes(x, weights)
-        proposals(self.net)  # of another place: not to be kept
-        return seen
+        return self._seen(x, weights)[0]  # what it proposes is of another place
 
     def _take(self, step: Step, rows: int) -> None:
         """Move, then see whether it was for the worse."""
@@ -320,7 +324,7 @@ class TestTimeLearner(Learner):
         loss = float(step.perturbed)
         self.gap = loss - float(step.loss)
         slots = [t for slot in self.optimiser.slots.values() for t in slot.values()]
-        if not all(bool(torch.isfinite(t).all()) for t in (*self.moving.values(), *slots)):
+        if not all_finite([*self.moving.values(), *slots]):
             self._reset()
         elif self.parts.recovery is not None:
             self.mean_loss = self.parts.recovery.follow(self.mean_loss, loss)

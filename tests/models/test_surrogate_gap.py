@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from driftway.models.surrogate_gap import ascent, gap_direction, joint_norm
+from driftway.models.surrogate_gap import all_finite, ascent, gap_direction, joint_norm
 
 
 def test_the_direction_on_a_bowl() -> None:
@@ -36,3 +38,18 @@ def test_directions_in_general(alpha: float) -> None:
         torch.testing.assert_close(same, plain, rtol=1e-12, atol=1e-12)
     if alpha == 0:
         assert all(torch.equal(a, b) for a, b in zip(d, gp, strict=True))
+
+
+def test_long_and_short_parts_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    short = [torch.randn(size, generator=generator, dtype=torch.float64) for size in ((3,), (2, 4), ())]
+    long = [*short, torch.randn(400, 300, generator=generator, dtype=torch.float64)]
+    for parts in (short, long):
+        whole = torch.cat([p.flatten() for p in parts])
+        assert float(joint_norm(parts)) == pytest.approx(float(whole.norm()), rel=1e-12)
+        assert all_finite(parts)
+        for bad in (math.nan, math.inf, -math.inf):
+            assert not all_finite([*parts[:-1], parts[-1].clone().fill_(bad)])
+            spoilt = parts[0].clone()
+            spoilt[1] = bad
+            assert not all_finite([spoilt, *parts[1:]])
