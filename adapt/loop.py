@@ -474,6 +474,7 @@ class Loop:
         total["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
         if self.row_by_row and not self.seconds["predict"]:
             total["seconds"]["predict"] = None
-        total["ms_per_batch"] = per_batch(total["seconds"], self.batches)
+        median = self.latency.quantile(0.5) * self.latency.rows / max(1, self.batches)
+        total["ms_per_batch"] = per_batch(total["seconds"], self.batches, median)
         total["latency_ms"] = {"p50": self.latency.quantile(0.5) * 1e3, "p99": self.latency.quantile(0.99) * 1e3}
         return total

@@ -112,7 +112,8 @@ SETS = {"worth": DRIVING, "continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_e
 """The scores of a table, by the first word of what the learners are ordered by."""
 MEANINGS = {
     "shift_error": "Mean error is the share of wrong answers under a shift, mean over shifts; accuracy is that over "
-    "all rows. ECE is how far confidence and accuracy lie apart. Forgotten is the accuracy lost on clean source rows.",
+    "all rows, minus source what it is above the source’s on the same rows. ECE is how far confidence and accuracy lie "
+    "apart. Forgotten is the accuracy lost on clean source rows.",
     "few_shot": "Base and new are the accuracies on rows of old and of new classes, HM their harmonic mean and “all "
     "classes” the accuracy on both: means over sessions. Drop is what the last session has less than the first. "
     "Accuracy is that over all rows, labelled ones too.",
@@ -249,7 +250,8 @@ def _beside_source(words: str, found: dict[str, float], order: list[str], measur
     """The verdict where models adapt: who is no better than the source model that does not."""
     if SOURCE not in found:
         return "plain", f"{words}."
-    behind = [n for n in order if n != SOURCE and measure.gain(found[n], found[SOURCE]) <= 0]
+    nothing = measure is show.HARMONIC_MEAN and not found[SOURCE]  # it knows no new class, others may not either
+    behind = [n for n in order if n != SOURCE and measure.gain(found[n], found[SOURCE]) <= 0 and not nothing]
     if order[0] == SOURCE:
         return "bad", f"{words}. No adaptation did better than none."
     gain = measure.show_gain(found[order[0]], found[SOURCE])
