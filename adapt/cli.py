@@ -94,6 +94,15 @@ def build_parser() -> argparse.ArgumentParser:
     data = command("data", _data, "say where each data set is looked for, its licence and how to get it")
     data.add_argument("name", nargs="?", metavar="NAME")
     data.add_argument("--fetch", action="store_true", help="download what is missing from its publisher")
+    forget = command("forget", _forget, "unlearn rows exactly on a finished or paused run, and print the receipt")
+    forget.add_argument("folder", type=Path, metavar="DIR")
+    what = forget.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ids", metavar="3,17", help="numbers of the rows")
+    what.add_argument("--ids-file", type=Path, metavar="F", help="a file with numbers of rows")
+    what.add_argument("--class", dest="label", metavar="NAME", help="all rows of a class")
+    what.add_argument("--group", metavar="N", help="all rows between two boundaries, counted from 0")
+    forget.add_argument("--reason", default="", metavar="WORDS", help="noted in the ledger")
+    forget.add_argument("--json", action="store_true", help="the ledger's line as JSON, and nothing else on stdout")
     report = command("report", _report, "rebuild report.html from the records of a run or comparison")
     report.add_argument("folder", type=Path, metavar="DIR")
     bench = command("bench", _bench, "measure against named peers")
@@ -109,6 +118,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     unset = argparse.SUPPRESS
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of learner or stream"
+    )
+    parser.add_argument(
+        "--source",
+        metavar="MODEL",
+        help="the model that adaptation starts from: a safetensors file, torchvision:NAME or package.module:function",
     )
     parser.add_argument("--label", default=unset, metavar="COLUMN", help="the target's column in a file")
     parser.add_argument("--batch", default=unset, metavar="N", help="rows predicted, then learnt together (default 1)")
@@ -138,6 +152,11 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in FLAGS if getattr(options, name, None) is not None}
 
 
+def _settings(options: argparse.Namespace) -> list[str]:
+    """What ``--set`` gave, and ``--source``, which is a parameter of learners that start from a source model."""
+    return [*options.set, *([] if options.source is None else [f"learner.source={options.source}"])]
+
+
 # --- run and compare --------------------------------------------------------------------------------------------
 
 
@@ -150,7 +169,8 @@ def _run(options: argparse.Namespace) -> int:
     if len(files) > 1 or len(streams) > 1:
         raise InputError(f"run takes one stream and one configuration file, not {' and '.join(names)}")
     given = _given(options)
-    if not names and not given and not options.set and options.out is None and not options.resume:
+    settings = _settings(options)
+    if not names and not given and not settings and options.out is None and not options.resume:
         return _demonstrate(options)
     config_file = Path(files[0]) if files else None
     if options.resume:
@@ -158,7 +178,7 @@ def _run(options: argparse.Namespace) -> int:
             raise InputError("--resume needs --out DIR, the folder of the run")
         if not names and (options.out / "config.toml").exists():
             config_file = options.out / "config.toml"
-    config = resolve(given | ({"stream": streams[0]} if streams else {}), settings=options.set, config=config_file)
+    config = resolve(given | ({"stream": streams[0]} if streams else {}), settings=settings, config=config_file)
     return _one_run(config, options)
 
 
@@ -233,7 +253,7 @@ def _compare(options: argparse.Namespace) -> int:
     if not all(seed.strip().isdigit() for seed in seeds):
         raise InputError(f"--seeds {options.seeds}: expected numbers with commas between them, such as 0,1,2")
     learners = [name.strip() for name in options.learners.split(",")]
-    return _many_runs(plan(given, learners, [int(seed) for seed in seeds], options.set), options)
+    return _many_runs(plan(given, learners, [int(seed) for seed in seeds], _settings(options)), options)
 
 
 def _many_runs(configs: list[RunConfig], options: argparse.Namespace) -> int:
@@ -299,6 +319,26 @@ def _data(options: argparse.Namespace) -> int:
     from . import listing
 
     return DONE if listing.show_data(options.name, fetch=options.fetch) else BAD_INPUT
+
+
+def _forget(options: argparse.Namespace) -> int:
+    from ..streams import Forget
+    from .folder import to_json
+    from .unlearning import forget_in_folder, read_ids, receipt_lines
+
+    if options.label is not None:
+        request = Forget(read_ids(""), 0.0, options.reason, "class")
+    elif options.group is not None:
+        request = Forget(read_ids(options.group), 0.0, options.reason, "group")
+    else:
+        text = options.ids if options.ids_file is None else options.ids_file.read_text(encoding="utf-8")
+        request = Forget(read_ids(text), 0.0, options.reason)
+    receipt, entry = forget_in_folder(options.folder, request, name=options.label or "")
+    if options.json:
+        sys.stdout.write(to_json(entry))
+    else:
+        print(*receipt_lines(receipt, entry, options.folder), sep="\n")
+    return DONE
 
 
 def _bench(options: argparse.Namespace) -> int:
