@@ -128,6 +128,23 @@ def test_killed_and_resumed_under_evaluation(tmp_path: Path, flags: list[str]) -
     assert one["continual"]["experiences"] == 5
 
 
+def test_killed_and_resumed_beside_its_source(tmp_path: Path) -> None:
+    """Shadow answers, snapshots and rollbacks are part of a checkpoint."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    settings = ("model=convnet:8-8", "epochs=10", "lr=0.02", "setting=correlated", "rows=400")
+    flags = [word for setting in settings for word in ("--set", setting)]
+    command = ["run", "digits-c", "--learner", "tent", "--batch", "8", "--json", *flags]
+    done = in_child(KILL, str(whole), str(killed), "5", *command)
+    kills = json.loads(done.stderr.splitlines()[-1])
+    assert kills, "it was never killed"
+    for name in ("records.csv", "config.toml"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), (name, kills)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, killed)]
+    one, other = ({k: v for k, v in s.items() if k not in CLOCKS} for s in summaries)
+    assert one == other
+    assert one["source"]["rollbacks"] > 0
+
+
 MEMORY = """
 import sys
 import numpy as np, psutil
