@@ -28,6 +28,7 @@ _HOMES = {
     "adapt.learners.sparse_controls": "MagnitudeMask RandomMask RigL SET SNIP",
     "models.networks": "Network",
     "adapt.guard": "Guard Rollback",
+    "adapt.ledger": "Ledger",
     "adapt.checkpoint": "Checkpointer",
     "adapt.avalanche_bridge": "import_avalanche from_avalanche to_avalanche continual_plugin",
     "evaluation": "metrics",

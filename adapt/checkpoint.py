@@ -121,6 +121,17 @@ class Checkpointer:
             return Saved(saved.step, saved.parts, saved.cursor, saved.meta, place, tuple(self.notes))
         return None
 
+    def names(self) -> list[str]:
+        """Checkpoints that are there, oldest first."""
+        return [place.name for place in self._whole()]
+
+    def purge(self) -> None:
+        """Delete every checkpoint but the newest, and what a killed process left of others."""
+        for place in self._whole()[:-1]:
+            self._delete(place)
+        self._clear_drafts()
+        _sync(self.directory)
+
     def _whole(self) -> list[Path]:
         """Folders with the name of a finished checkpoint, oldest first."""
         try:
@@ -134,10 +145,13 @@ class Checkpointer:
         """Refused checkpoints and those beyond ``keep`` go; renamed first, so that no half of one looks whole."""
         sound = [p for p in places if p.name not in self._refused]
         for place in [p for p in places if p.name in self._refused] + sound[: -self.keep]:
-            grave = self.directory / f".draft-{place.name}"
-            os.rename(place, grave)
-            shutil.rmtree(grave, ignore_errors=True)
-            self._refused.discard(place.name)
+            self._delete(place)
+
+    def _delete(self, place: Path) -> None:
+        grave = self.directory / f".draft-{place.name}"
+        os.rename(place, grave)
+        shutil.rmtree(grave, ignore_errors=True)
+        self._refused.discard(place.name)
 
     def _clear_drafts(self) -> None:
         """What a killed process left half written."""

@@ -119,6 +119,10 @@ class Guard:
         self._calm_until = step + self.cooldown
         return Rollback(step, to_step, reason)
 
+    def forget_snapshots(self) -> None:
+        """Drop every snapshot but the one from before the first event: they hold what is to be forgotten."""
+        self._ring.clear()
+
     def state(self) -> State:
         """The ring and the counters: part of every checkpoint, since what the guard will do depends on them."""
         ring = [

@@ -62,6 +62,15 @@ class Pending:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __contains__(self, row: int) -> bool:
+        return row in self._rows
+
+    def drop(self, ids: Array) -> None:
+        """Throw waiting rows away, for good: a label that comes for one is too late."""
+        for row in ids.tolist():
+            del self._rows[row]
+            self._answer(row, DROPPED)
+
     def met(self, ids: Array) -> Array:
         """bool[B]: whether an id waits or is among the last ``capacity`` ids."""
         fresh = ids > self.highest

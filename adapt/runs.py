@@ -21,7 +21,7 @@ from ..evaluation.prequential import Prequential
 from ..evaluation.shifts import Sessions, Shifts
 from ..evaluation.source_domain import SourceDomain
 from ..evaluation.worths import Worths
-from ..streams import Batch, Event, InputError, Labels, StreamSpec
+from ..streams import Batch, Event, Forget, InputError, Labels, StreamSpec
 from .checkpoint import Checkpointer
 from .config import RunConfig, difference, make_stream, resolve, to_toml
 from .evaluated_apart import Apart
@@ -40,11 +40,13 @@ from .folder import (
     write_whole,
 )
 from .guard import Guard
-from .learner import CannotCheckpoint, Learner
+from .learner import CannotCheckpoint, Learner, Receipt
 from .learners import make_learner
+from .ledger import Ledger
 from .loop import Loop, Record
 from .source_watch import SourceWatch
 from .state import digest, state_bytes
+from .unlearning import LEDGER
 
 WARM_UP_ROWS = 24
 
@@ -96,6 +98,7 @@ class Run:
             row_by_row=config.batch == 1,
             every=config.every,
             continual=self.continual,
+            ledger=Ledger(self.out / LEDGER) if keeps and self.out is not None else None,
         )
 
     def _watches(self) -> list[Evaluator]:
@@ -115,6 +118,7 @@ class Run:
                 self.loop.load(saved.parts)
                 self.stream.seek(saved.cursor)
                 kept = self.loop.written
+            self.notes += self.loop.requests.recover(self.learner, self.loop.checkpoint)
         watched = () if self.continual is None else self.continual.columns
         judged = [column for watch in self.loop.evaluators[1:] for column in watch.columns]
         columns = [*self.evaluator.columns, *watched, *judged, *self.learner.telemetry()]
@@ -144,6 +148,25 @@ class Run:
         self.status = "done" if self.loop.ended else "interrupted"
         if self.out is not None:
             write_whole(self.out / SUMMARY, to_json(self.summary()))
+
+    def forget(self, request: Forget) -> Receipt:
+        """Carry out a request on a run that stands still: record, checkpoint and ledger are on the disk on return.
+
+        Raises ``CannotForget``; nothing is changed then.
+        """
+        assert self.out is not None
+        assert self._writer is not None
+        receipt = self.loop.forget(request)
+        for record in self.loop.hand_out():
+            self._writer.write(record, self.loop)
+        self._writer.close()
+        self.loop.save(self.stream.cursor())
+        summary = read_summary(self.out)
+        if summary is not None:
+            state = self.learner.state()
+            summary |= {"state_sha256": digest(state), "state_mb": round(state_bytes(state) / 1e6, 6)}
+            write_whole(self.out / SUMMARY, to_json(summary))
+        return receipt
 
     def _ask_source(self, moment: Callable[[SourceDomain, Learner], None]) -> None:
         """Let the source domain be judged, if it is; the time is that of evaluation."""

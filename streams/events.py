@@ -58,11 +58,15 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A request to unlearn the rows with these ids (int64[B])."""
+    """A request to unlearn the rows with these ids (int64[B]).
+
+    kind: "ids"; with "class" or "group" it is all rows of one, whose code or number ids then holds.
+    """
 
     ids: Array
     time: float
     reason: str = ""
+    kind: str = "ids"
 
 
 @dataclass(frozen=True, slots=True)

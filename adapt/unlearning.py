@@ -1,0 +1,169 @@
+"""Requests to forget, carried out wherever a row may lie: learner, waiting rows, snapshots, checkpoints, ledger."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..streams import Array, Forget, InputError
+from .checkpoint import Checkpointer
+from .learner import CannotForget, Learner, Receipt, State
+from .ledger import Entry, Ledger
+from .pending import Pending
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+LEDGER = "ledger.jsonl"
+
+
+class Requests:
+    """Carries out requests for one loop.
+
+    ledger: where they are written down; None writes nothing. ``open``: a request was carried out that no checkpoint
+    holds yet; whoever drives the loop saves at once. ``last`` is the ledger's line of the last request.
+    """
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.ledger = ledger
+        self.open = False
+        self.last: Entry | None = None
+
+    def carry_out(self, loop: Loop, request: Forget, rows: Pending) -> Receipt:
+        """Forget, all that the request names or nothing; ``CannotForget`` with the reason.
+
+        rows: those of the loop that wait for their label; they are dropped if named. So are the guard's snapshots: what
+        it could roll back to would bring the data back.
+        """
+        receipt, waiting = self._by_learner(loop.learner, request, rows)
+        rows.drop(waiting)
+        if loop.guard is not None:
+            loop.guard.forget_snapshots()
+        if loop.continual is not None:
+            loop.continual.answers.forget()
+        purged = [] if loop.checkpoint is None else loop.checkpoint.names()
+        if purged or len(waiting):
+            found = {"purged": purged, "waiting_rows_dropped": waiting.tolist()}
+            receipt = replace(receipt, certificate={**receipt.certificate, **found})
+        if self.ledger is not None:
+            facts = {"step": loop.step, "time": float(request.time), "reason": request.reason, "written": _now()}
+            self.last = self.ledger.enter(receipt, facts)
+        self.open = True
+        if loop.checkpoint is None:
+            self.settle(None)
+        return receipt
+
+    def _by_learner(self, learner: Learner, request: Forget, rows: Pending) -> tuple[Receipt, Array]:
+        """The learner's receipt with the waiting rows in it, and their ids."""
+        ids = np.asarray(request.ids)
+        if request.kind != "ids":
+            if len(ids) != 1:
+                raise CannotForget(f"a request for a {request.kind} names one, not {len(ids)}")
+            return learner.forget_whole(request.kind, int(ids[0])), ids[:0]
+        waiting = ids[[row in rows for row in ids.tolist()]] if len(ids) else ids
+        receipt = learner.forget(ids[~np.isin(ids, waiting)])
+        return replace(receipt, ids=(*receipt.ids, *waiting.tolist())), waiting
+
+    def settle(self, checkpoint: Checkpointer | None) -> None:
+        """After the outcome was saved: older checkpoints go, then the ledger gets its line."""
+        if not self.open:
+            return
+        if checkpoint is not None:
+            checkpoint.purge()
+        if self.ledger is not None:
+            self.ledger.commit()
+        self.open = False
+
+    def recover(self, learner: Learner, checkpoint: Checkpointer | None) -> list[str]:
+        """After a checkpoint was loaded, or none was found: finish what a kill cut short, and let no request be undone.
+
+        Returns a line for a person where the ledger has requests that the checkpoint is older than.
+        """
+        later = np.empty(0, np.int64) if self.ledger is None else self.ledger.reconcile()
+        if self.open and checkpoint is not None:
+            checkpoint.purge()
+            self.open = False
+        if not len(later):
+            return []
+        learner.bar(later)
+        self.open = True
+        return [f"the ledger names {len(later)} rows that were forgotten after this checkpoint: they stay forgotten"]
+
+    def state(self) -> State:
+        return {"ledger": None if self.ledger is None else self.ledger.state(), "open": self.open}
+
+    def load(self, state: State) -> None:
+        self.open = bool(state["open"])
+        if self.ledger is not None and state["ledger"] is not None:
+            self.ledger.load(state["ledger"])
+
+
+def read_ids(text: str) -> Array:
+    """int64[n] from numbers with commas, spaces or line ends between them; ``InputError`` for anything else."""
+    words = text.replace(",", " ").split()
+    try:
+        return np.array([int(word) for word in words], np.int64)
+    except (ValueError, OverflowError):
+        wrong = next(word for word in words if not word.lstrip("-").isdigit() or len(word) > 18)
+        raise InputError(f"{wrong!r} is not the number of a row") from None
+
+
+def forget_in_folder(folder: Path, request: Forget, *, name: str = "") -> tuple[Receipt, Entry]:
+    """Carry out a request on a finished or paused run; the receipt, and its line in the ledger.
+
+    name: of the class to be forgotten, where the request is for one. Raises ``InputError``, one line, where there is
+    no such run or the learner refuses.
+    """
+    from .config import resolve
+    from .folder import CONFIG
+    from .runs import Run
+
+    if not (folder / CONFIG).exists():
+        raise InputError(f"{folder}: holds no run")
+    run = Run(resolve({}, config=folder / CONFIG), folder, resume=True)
+    if name:
+        request = replace(request, ids=np.array([_class_code(run.stream.spec.classes, name)]))
+    try:
+        receipt = run.forget(request)
+    except CannotForget as reason:
+        raise InputError(f"refused, nothing was changed: {reason}") from None
+    assert run.loop.requests.last is not None
+    return receipt, run.loop.requests.last
+
+
+def _class_code(classes: tuple[str, ...] | None, name: str) -> int:
+    if classes is not None and name in classes:
+        return classes.index(name)
+    if classes is None and name.isdigit():
+        return int(name)
+    there = "numbers" if classes is None else ", ".join(classes)
+    raise InputError(f"--class {name}: there is no such class ({there})")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def receipt_lines(receipt: Receipt, entry: Entry, folder: Path) -> list[str]:
+    """A receipt for a person."""
+    found: dict[str, Any] = dict(receipt.certificate)
+    some = ", ".join(map(str, receipt.ids[:10])) + ", ..." * (len(receipt.ids) > 10)
+    lines = [
+        f"forgotten: {len(receipt.ids)} rows ({some})",
+        f"guarantee: {receipt.guarantee}",
+        f"state before {receipt.before}",
+        f"state after  {receipt.after}",
+    ]
+    if found.get("bound") is not None:
+        lines.append(f"distance to the exact head of what remains: at most {found['bound']:.3g}")
+    if found.get("smallest_pivot") is not None:
+        lines.append(f"smallest pivot {found['smallest_pivot']:.3g}")
+    if found.get("equal_rows_left"):
+        lines.append(f"{found['equal_rows_left']} equal rows are still learnt under other ids")
+    lines.append(f"older checkpoints purged: {', '.join(found.get('purged', [])) or 'there were none'}")
+    lines.append(f"line {entry['number']} of {folder / LEDGER}")
+    return lines
