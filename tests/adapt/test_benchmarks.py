@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 
 import pytest
+import torch
 from driftway.adapt import benchmarks
-from driftway.adapt.benchmarks import loop, row_sparse
+from driftway.adapt.benchmarks import loop, row_sparse, tta
 from driftway.adapt.listing import show_bench
 from driftway.streams import InputError
 
@@ -43,6 +44,53 @@ def test_row_sparse_steps_have_two_peers_and_a_limit(monkeypatch: pytest.MonkeyP
         assert row.keys() == KEYS
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
         assert isinstance(row["floor"], float)
+
+
+@pytest.mark.parametrize("method", tta.METHODS)
+@pytest.mark.parametrize("batch", [1, 16])
+def test_adaptation_steps_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch, method: str, batch: int) -> None:
+    for name, value in {"MODELS": ("resnet18:2",), "BATCHES": (1, 16), "ROUNDS": 1, "ROUND_SECONDS": 0.0}.items():
+        monkeypatch.setattr(tta, name, value)
+    monkeypatch.setattr(tta, "MATRIX", 32)
+    (row,) = tta.measure(lambda c: (c.method, c.batch, c.threads) == (method, batch, 1))
+    assert row.keys() == KEYS
+    assert row["case"].startswith(f"resnet18:2 {method}, {'1 row' if batch == 1 else '16 rows'}, 1 thread: ")
+    assert row["ratio"] == pytest.approx(row["peer"] / row["ours"])
+    assert row["floor"] > 0
+
+
+def test_the_compiled_step_tells_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compile", lambda graph, **_: graph)
+    for name, value in {"MODELS": ("resnet18:2",), "ROUNDS": 1, "ROUND_SECONDS": 0.0, "MATRIX": 32}.items():
+        monkeypatch.setattr(tta, name, value)
+    rows = tta.measure_compiled()
+    assert len(rows) == 2
+    assert all(": compiled, ready after " in row["case"] for row in rows)
+
+
+@pytest.mark.parametrize("spoilt", ["logits", "parameters", "more steps"])
+def test_a_step_that_answers_otherwise_is_not_timed(monkeypatch: pytest.MonkeyPatch, spoilt: str) -> None:
+    case = tta.Case("resnet18:2", "tent", 16, 1)
+    net = tta.network(case.model)
+    tta.check(net, case, {})
+    tent, steps = tta.Plain.tent, iter(range(100))
+
+    def other(plain: tta.Plain, x: torch.Tensor) -> torch.Tensor:
+        z = tent(plain, x)
+        late = next(steps) >= 2
+        if x.dtype == torch.float32 and spoilt == "logits":
+            z = z + 1e-3
+        if x.dtype == torch.float32 and spoilt == "parameters":
+            next(iter(plain.params.values())).data.add_(1e-3)
+        if x.dtype == torch.float64 and late and spoilt == "more steps":
+            z = z + torch.linspace(0, 1, 10)
+        return z
+
+    monkeypatch.setattr(tta.Plain, "tent", other)
+    if spoilt == "more steps":
+        monkeypatch.setattr(tta, "WORSE", 0.5)
+    with pytest.raises(tta.Differs, match="double precision" if spoilt == "more steps" else "one step"):
+        tta.check(net, case, {})
 
 
 def test_an_unknown_benchmark_is_refused() -> None:
