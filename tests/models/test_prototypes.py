@@ -11,6 +11,7 @@ from driftway.evaluation.metrics import base_accuracy, harmonic_mean, new_accura
 from driftway.models.prototypes import (
     STRENGTHS,
     Calibration,
+    Cosine,
     Prototypes,
     choose_calibration,
     class_means,
@@ -314,6 +315,31 @@ def test_split_scores_are_those_of_the_split() -> None:
     assert scores != split_scores(*rows, 5, draws=2, seed=1)
     some = split_scores(*rows, 5, draws=2, strengths=[0.3])
     assert some[0.3] == scores[0.3]
+
+
+def test_given_classes_are_pretended_to_be_new_in_every_draw() -> None:
+    """Where the features of the given classes are noise, the score is that of guessing."""
+    x, y, queries, queries_y = base_rows(2)
+    blind = torch.isin(y, torch.tensor([3, 7])), torch.isin(queries_y, torch.tensor([3, 7]))
+    x[blind[0]], queries[blind[1]] = draw(int(blind[0].sum()), 64, seed=1), draw(int(blind[1].sum()), 64, seed=2)
+    rows = (x, y, queries, queries_y)
+    scores = split_scores(*rows, 5, draws=3, strengths=[0.0], pretended=torch.tensor([3, 7]))
+    others = split_scores(*rows, 5, draws=3, strengths=[0.0], pretended=torch.tensor([4, 8]))
+    assert scores[0.0] < 0.3 < 0.5 < others[0.0]
+    assert scores == split_scores(*rows, 5, draws=3, strengths=[0.0], pretended=torch.tensor([7, 3]))
+    with pytest.raises(ValueError, match="pretend"):
+        split_scores(*rows, 5, pretended=torch.tensor([99]))
+
+
+def test_the_classifier_that_a_body_learns_under() -> None:
+    torch.manual_seed(0)
+    classifier, x = Cosine(8, 5), draw(6, 8).float()
+    z = classifier(x)
+    torch.testing.assert_close(z, 16 * nn.functional.cosine_similarity(x[:, None], classifier.weight[None], dim=-1))
+    z.logsumexp(1).sum().backward()
+    assert classifier.weight.grad is not None
+    along = (classifier.weight.grad * classifier.weight).sum(1)
+    torch.testing.assert_close(along, torch.zeros(5), rtol=0, atol=1e-5)
 
 
 def test_the_least_of_equal_strengths_is_chosen() -> None:
