@@ -192,6 +192,9 @@ class TestTimeLearner(Learner):
     # --- answers ------------------------------------------------------------------------------------------------
 
     def predict(self, batch: Batch) -> Prediction:
+        if not len(batch):  # statistics of no rows are not finite
+            none = self.source_scores(batch)
+            return Prediction(none.argmax(1), none)
         said = self._say(self._tensor(batch))
         scores = self._scores(said.z)
         prediction = Prediction(scores.argmax(1), scores)
