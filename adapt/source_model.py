@@ -35,19 +35,24 @@ class Training:
     """What a source model depends on beside its rows.
 
     model: a name of ``models/networks.py``; ``auto`` is convnet for images and mlp-norm for other rows. norm: batch,
-    group or none. epochs, rate, batch: of SGD; the rate falls to 0 along a cosine. seed: of weights and order.
+    group or none. epochs, rate, batch: of SGD; the rate falls to 0 along a cosine; epochs None is 25, or fewer where
+    rows are many: as many as make 300,000 rows, and 5 at least. seed: of weights and order.
     """
 
     model: str = "auto"
     norm: str = "batch"
-    epochs: int = 25
+    epochs: int | None = None
     rate: float = 0.05
     batch: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch < 1 or not 0 < self.rate < math.inf:
+        if (self.epochs or 0) < 0 or self.batch < 1 or not 0 < self.rate < math.inf:
             raise ValueError("epochs are at least 0, batch at least 1, rate is above 0")
+
+    def epochs_over(self, rows: int) -> int:
+        """How often so many rows are gone through."""
+        return min(25, max(5, 300_000 // max(1, rows))) if self.epochs is None else self.epochs
 
 
 Progress = Callable[[str], None]
@@ -110,9 +115,10 @@ def train(net: nn.Module, x: Tensor, y: Tensor, training: Training, progress: Pr
     optimiser = torch.optim.SGD(net.parameters(), training.rate, MOMENTUM, weight_decay=DECAY, nesterov=False)
     order = torch.Generator().manual_seed(training.seed)
     batches = math.ceil(len(x) / training.batch)
-    steps, done = training.epochs * batches, 0
+    epochs = training.epochs_over(len(x))
+    steps, done = epochs * batches, 0
     net.train()
-    for epoch in range(training.epochs):
+    for epoch in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(x), generator=order).split(training.batch):
             for group in optimiser.param_groups:
@@ -123,7 +129,7 @@ def train(net: nn.Module, x: Tensor, y: Tensor, training: Training, progress: Pr
             optimiser.step()
             total += float(loss.detach())
             done += 1
-        progress(f"source model, epoch {epoch + 1} of {training.epochs}: loss {total / batches:.4f}")
+        progress(f"source model, epoch {epoch + 1} of {epochs}: loss {total / batches:.4f}")
     optimiser.zero_grad(set_to_none=True)
 
 
@@ -131,7 +137,7 @@ def source_key(spec: StreamSpec, x: Array, y: Array, training: Training, *more: 
     """Hex digest of everything that the trained weights follow from; more: plain values that matter beside that."""
     facts = {
         "format": FORMAT,
-        "training": asdict(training),
+        "training": {**asdict(training), "epochs": training.epochs_over(len(x))},
         "classes": spec.n_classes,
         "shape": spec.shape,
         "columns": [[c.name, c.categories, c.open] for c in spec.columns],

@@ -47,8 +47,8 @@ class Recipe:
     """A source model of one's own: a safetensors file, torchvision:NAME or module:function; else one is trained."""
     norm: Literal["batch", "group", "continual"] = "batch"
     """Its norms."""
-    epochs: int = 25
-    """Epochs over the clean rows."""
+    epochs: int | None = None
+    """Epochs over the clean rows; none: 25, down to 5 where there are more than 12,000 rows."""
     source_lr: float = 0.05
     """First step length of the source's training."""
     source_batch: int = 32
@@ -66,7 +66,7 @@ class Recipe:
     of batch (models/fastest_passes.py)."""
 
     def __post_init__(self) -> None:
-        if not (self.epochs >= 0 and self.source_batch >= 1 and 0 < self.source_lr < math.inf):
+        if not ((self.epochs or 0) >= 0 and self.source_batch >= 1 and 0 < self.source_lr < math.inf):
             raise ValueError("epochs must be at least 0, source_batch at least 1, source_lr above 0")
         if not 0 < self.prior < math.inf:
             raise ValueError("prior must be above 0")

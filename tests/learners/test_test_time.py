@@ -479,3 +479,8 @@ def test_new_statistics_are_worth_much(stream: Any, net: Network, batches: list[
         for r in (Source(), BatchNormAdapt())
     }
     assert right["BatchNormAdapt"] > right["Source"] + 0.1
+
+
+def test_many_rows_are_gone_through_less_often() -> None:
+    assert [Training().epochs_over(n) for n in (0, 1257, 12_000, 20_000, 60_000, 10**6)] == [25, 25, 25, 15, 5, 5]
+    assert Training(epochs=3).epochs_over(60_000) == 3
