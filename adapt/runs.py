@@ -159,7 +159,7 @@ class Run:
         receipt = self.loop.forget(request)
         for record in self.loop.hand_out():
             self._writer.write(record, self.loop)
-        self._writer.close()
+        self._writer.sync()
         self.loop.save(self.stream.cursor())
         summary = read_summary(self.out)
         if summary is not None:
@@ -167,6 +167,11 @@ class Run:
             summary |= {"state_sha256": digest(state), "state_mb": round(state_bytes(state) / 1e6, 6)}
             write_whole(self.out / SUMMARY, to_json(summary))
         return receipt
+
+    def close(self) -> None:
+        """Let go of the folder's files; for a run that is not stepped through."""
+        if self._writer is not None:
+            self._writer.close()
 
     def _ask_source(self, moment: Callable[[SourceDomain, Learner], None]) -> None:
         """Let the source domain be judged, if it is; the time is that of evaluation."""

@@ -125,12 +125,14 @@ def forget_in_folder(folder: Path, request: Forget, *, name: str = "") -> tuple[
     if not (folder / CONFIG).exists():
         raise InputError(f"{folder}: holds no run")
     run = Run(resolve({}, config=folder / CONFIG), folder, resume=True)
-    if name:
-        request = replace(request, ids=np.array([_class_code(run.stream.spec.classes, name)]))
     try:
+        if name:
+            request = replace(request, ids=np.array([_class_code(run.stream.spec.classes, name)]))
         receipt = run.forget(request)
     except CannotForget as reason:
         raise InputError(f"refused, nothing was changed: {reason}") from None
+    finally:
+        run.close()
     assert run.loop.requests.last is not None
     return receipt, run.loop.requests.last
 

@@ -12,6 +12,7 @@ from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rej
 from .experiences import from_experiences
 from .few_shots import FewShotFeatures, few_shot_features
 from .files import FileParams, open_file
+from .requests import ask_to_forget
 from .sources import BLOCK, BlockStream, from_arrays
 from .spec import MAX_CLASSES, Column, Experience, InputError, Source, Stream, StreamSpec, Worth
 
@@ -43,6 +44,7 @@ __all__ = [
     "Stream",
     "StreamSpec",
     "Worth",
+    "ask_to_forget",
     "cache_folder",
     "concat",
     "concatenate",
