@@ -27,6 +27,8 @@ _HOMES = {
     "adapt.learners.sparcl": "SparCL",
     "adapt.learners.sparse_controls": "MagnitudeMask RandomMask RigL SET SNIP",
     "models.networks": "Network",
+    "models.cluster_entropy": "ClusterEntropy",
+    "models.cluster_training": "ClusterEntropyTTT",
     "adapt.guard": "Guard Rollback",
     "adapt.ledger": "Ledger",
     "adapt.checkpoint": "Checkpointer",

@@ -342,3 +342,27 @@ def test_key_of_a_planner_follows_what_it_is_made_of(tmp_path: Path, monkeypatch
         assert bool(told) == trained
     again = source_planner(stream_spec, training, keep=False, progress=told.append)
     assert digest(dict(again.state_dict())) == digest(dict(first.state_dict()))
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from driftway.adapt.config import resolve
+    from driftway.adapt.runs import Run
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = ["scenes=6", "plans=16", "training=8", "steps=2", "width=16", "delta=0.1", "mode=accumulate"]
+    config = resolve({"stream": "driving", "learner": "centaur", "every": 5}, settings=settings)
+    straight = Run(config, tmp_path / "straight")
+    for _ in straight.steps():
+        pass
+    halved = Run(config, tmp_path / "halved")
+    for record in halved.steps():
+        if record.step >= 13:
+            halved.stop()
+    assert halved.summary()["status"] == "interrupted"
+    resumed = Run(config, tmp_path / "halved", resume=True)
+    for _ in resumed.steps():
+        pass
+    assert resumed.summary()["state_sha256"] == straight.summary()["state_sha256"]
+    assert resumed.summary()["worth"] == straight.summary()["worth"]
+    written = [(tmp_path / name / "records.csv").read_bytes() for name in ("straight", "halved")]
+    assert written[0] == written[1]
