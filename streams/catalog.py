@@ -69,6 +69,10 @@ def _few_shots(name: str, summary: str, citation: str, dataset: str | None, para
     return StreamEntry(f"gilcd:{name.replace('-', '_')}", summary, f"{_YU}; {citation}", params, dataset)
 
 
+def _clicks(name: str, summary: str, citation: str, params: str = "Clicks") -> StreamEntry:
+    return StreamEntry(f"clicks:{name.replace('-', '_')}", summary, citation, params, name)
+
+
 STREAMS: dict[str, StreamEntry] = {
     "digits": StreamEntry(
         "generators:digits",
@@ -167,6 +171,33 @@ STREAMS: dict[str, StreamEntry] = {
         "Lake, Salakhutdinov, Tenenbaum: Science 350(6266), 2015",
         None,
         "OmniglotGilcd",
+    ),
+    "ctr-drift": StreamEntry(
+        "clicks:ctr_drift",
+        "synthetic clicks whose weights turn; clean rows for a base model; needs no download",
+        "setting: Zhu et al.: ReLoop2. KDD 2023; the stream is ours",
+        "CtrDrift",
+    ),
+    "movielens": _clicks(
+        "movielens",
+        "100,000 film ratings by time; 4 or 5 is a click",
+        "Harper, Konstan: The MovieLens datasets. TiiS 2015",
+    ),
+    "criteo": _clicks("criteo", "7,200 display ads, 13 counts and 26 categories", "Criteo, Kaggle 2014"),
+    "avazu": _clicks("avazu", "8,087 mobile ads of one hour", "Avazu, Kaggle 2014"),
+    "frappe": _clicks(
+        "frappe",
+        "86,582 uses of apps and drawn ones, in random order",
+        "Baltrunas et al.: Frappe. arXiv 1505.03014, 2015",
+    ),
+    "diginetica": _clicks(
+        "diginetica", "12,391 views of goods, each beside a drawn item, by time", "CIKM Cup 2016, a sample"
+    ),
+    "open-bandit": _clicks(
+        "open-bandit",
+        "10,000 impressions of a fashion shop by a known policy, 46 clicks",
+        "Saito et al.: Open bandit dataset and pipeline. NeurIPS datasets 2021",
+        "OpenBandit",
     ),
     "driving": StreamEntry(
         "driving_stream:driving",

@@ -110,6 +110,25 @@ def spam(sources: Sequence[Path], out: Path) -> None:
     _save(out, indices=np.concatenate(indices), indptr=pointers, shape=np.array([len(y), width]), y=y)
 
 
+def movielens(sources: Sequence[Path], out: Path) -> None:
+    """Lines ``user item rating time`` under a header, sorted by time, equal times in the file's order."""
+    lines = sources[0].read_text(encoding="ascii").splitlines()[1:]
+    rows = np.array([[float(v) for v in line.split("\t")] for line in lines])
+    rows = rows[np.argsort(rows[:, 3], kind="stable")]
+    kinds = {"user_id": np.int16, "item_id": np.int16, "rating": np.uint8, "timestamp": np.int32}
+    _save(out, **{name: rows[:, j].astype(kind) for j, (name, kind) in enumerate(kinds.items())})
+
+
+def frappe(sources: Sequence[Path], out: Path) -> None:
+    """Two files of lines ``label id:1 id:1 ...``, ten ids each: validation and test; a label above 0 is 1."""
+    arrays = {}
+    for part, path in zip(("validation", "test"), sources, strict=True):
+        lines = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
+        arrays[f"x_{part}"] = np.array([[int(v.partition(":")[0]) for v in line[1:]] for line in lines], np.int16)
+        arrays[f"y_{part}"] = np.array([float(line[0]) > 0 for line in lines], np.uint8)
+    _save(out, **arrays)
+
+
 def zipped_bytes(sources: Sequence[Path], out: Path) -> None:
     """The file unchanged, gzipped."""
     with open(sources[0], "rb") as file:

@@ -60,6 +60,13 @@ BIKE = ("Sinestesiaaa/DA-bike-sharing-dataset", "e60a2ffa514fa1c66442df6e61cbcf9
 ETT = ("zhouhaoyi/ETDataset", "1d16c8f4f943005d613b5bc962e9eeb06058cf07")
 
 
+RECBOLE = ("RUCAIBox/RecBole", "7b02be5ec80a88310f2d04a27a82adfcbb5dc211")
+RESDNN = ("Lapis-Hong/Wide-ResDNN", "9889f939deb904a35692e2efdc6ab4f743a7df71")
+AFM = ("hexiangnan/attentional_factorization_machine", "09c6756788a4fb78a4283271876fd81344c67bf3")
+SRGNN = ("CRIPAC-DIG/SR-GNN", "e21cfa431f74c25ae6e4ae9261deefe11d1cb488")
+OBP = ("st-tech/zr-obp", "8cbd5fa4558b7ad2ba4781546d6604e4cc3e07c4")
+
+
 def _entry(
     name: str,
     file: str,
@@ -292,6 +299,103 @@ _TABLE = (
     ),
 )
 
+
+def _as_it_is(name: str, file: str, licence: str, repository: tuple[str, str], path: str, sha256: str) -> Dataset:
+    """A text file that is packed and nothing else."""
+    return _entry(name, file, sha256, "zipped_bytes", licence, repository, ((path, sha256),))
+
+
+GROUPLENS = "GroupLens: for research, not to be passed on without leave"
+ZOZO = "repository Apache-2.0; the data CC BY 4.0 by its publisher (not repeated there)"
+
+_CLICKS = (
+    _entry(
+        "movielens",
+        "movielens_100k.npz",
+        "6f048d6d82dab3bd7c2a09e1169401218fd8566295ae4ca480b9213972d79f80",
+        "movielens",
+        GROUPLENS,
+        RECBOLE,
+        (
+            (
+                "recbole/dataset_example/ml-100k/ml-100k.inter",
+                "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+            ),
+        ),
+    ),
+    _as_it_is(
+        "movielens-users",
+        "movielens_100k_users.tsv.gz",
+        GROUPLENS,
+        RECBOLE,
+        "recbole/dataset_example/ml-100k/ml-100k.user",
+        "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
+    ),
+    _as_it_is(
+        "movielens-items",
+        "movielens_100k_items.tsv.gz",
+        GROUPLENS,
+        RECBOLE,
+        "recbole/dataset_example/ml-100k/ml-100k.item",
+        "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    ),
+    _as_it_is(
+        "criteo",
+        "criteo_sample.tsv.gz",
+        "unclear: Criteo's terms at Kaggle, research",
+        RESDNN,
+        "data/criteo/train.csv",
+        "2b0614035f6c931dc4ac2c1a1a26fa954f2b9231703f3a77bcdd53d9d9f29872",
+    ),
+    _as_it_is(
+        "avazu",
+        "avazu_sample.csv.gz",
+        "unclear: Avazu's terms at Kaggle",
+        RESDNN,
+        "data/avazu/train.csv",
+        "49fb8cdcadfd9030a6fcb8cd97fe8205d94b84723ee8292e229d741ce1362e4f",
+    ),
+    _entry(
+        "frappe",
+        "frappe_test_valid.npz",
+        "babc81d58e9043afd4dc9a611ba0bb000fd324415375279bd07d6dbfeac726be",
+        "frappe",
+        "unclear: the repository states none (Baltrunas et al. 2015, research)",
+        AFM,
+        (
+            (
+                "data/frappe/frappe.validation.libfm",
+                "fdf4be563a7dd9b15f7a6e8b32671e90e6e7a2a2bd3af4e10bf13c5ad7e76e9e",
+            ),
+            ("data/frappe/frappe.test.libfm", "a2ebaef3a9af8e55f8bb0d08bc4923965e42e43760ebd7635ac2f8c5db99e097"),
+        ),
+    ),
+    _as_it_is(
+        "diginetica",
+        "diginetica_clicks_sample.csv.gz",
+        "unclear: CIKM Cup 2016",
+        SRGNN,
+        "datasets/sample_train-item-views.csv",
+        "98da96e05c87ef12b739e4bfd9bc7b4864106ee77371f1db9eb4413e3f78d37e",
+    ),
+    _as_it_is(
+        "open-bandit",
+        "obd_random_men.csv.gz",
+        ZOZO,
+        OBP,
+        "obd/random/men/men.csv",
+        "ede6d08c6877f99cd3770f7d09e26c738e6aa6de4445ccccfb1356ba5d06b1eb",
+    ),
+    _as_it_is(
+        "open-bandit-bts",
+        "obd_bts_men.csv.gz",
+        ZOZO,
+        OBP,
+        "obd/bts/men/men.csv",
+        "db6d1f7ed2d591ba521533e45286d4c1fba7fe57a8ad2e80342210335f43c527",
+    ),
+)
+
 _IMAGES = (
     Dataset(
         "mnist",
@@ -337,7 +441,7 @@ _IMAGES = (
     ),
 )
 
-DATASETS: dict[str, Dataset] = {entry.name: entry for entry in (*_TABLE, *_IMAGES)}
+DATASETS: dict[str, Dataset] = {entry.name: entry for entry in (*_TABLE, *_CLICKS, *_IMAGES)}
 
 
 def cache_folder() -> Path:

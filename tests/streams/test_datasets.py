@@ -147,11 +147,19 @@ ROWS = {
     "chessboard": (200_000, 2, 8, 0),
     "bike-sharing": (17_379, 12, None, 0),
     "etth1": (17_420, 9, None, 0),
+    "movielens": (100_000, 8, 2, 0),
+    "criteo": (7200, 39, 2, 0),
+    "avazu": (8087, 21, 2, 0),
+    "frappe": (86_582, 10, 2, 0),
+    "diginetica": (24_775, 4, 2, 0),
+    "open-bandit": (10_000, 7, 2, 0),
 }
+BESIDE = {"movielens-users", "movielens-items", "open-bandit-bts"}
+"""Files that streams of another name read beside their own."""
 
 
 def test_every_data_set_is_in_the_table() -> None:
-    assert ROWS.keys() | {"mnist", "fashion", "cifar10"} == DATASETS.keys()
+    assert ROWS.keys() | BESIDE | {"mnist", "fashion", "cifar10"} == DATASETS.keys()
     for dataset in DATASETS.values():
         assert dataset.sources or dataset.holds
         assert all(len(s.sha256) == 64 and s.url.startswith("https://") for s in dataset.sources)
