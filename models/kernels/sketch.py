@@ -118,11 +118,11 @@ def read(
     inverse = 0.0 if uniform or total <= 0 else 1 / (total * tau)
     if path == "compiled":
         y, said, n = (torch.empty(shape, dtype=table.dtype) for shape in (base.shape, base.shape, (len(base),)))
-        kernel = _read_clicks if base.shape[1] == 1 else _read_values
-        kernel(
-            table.numpy(), buckets.numpy(), base.to(table.dtype).contiguous().numpy(),
-            inverse, prior, uniform or tau >= SOFT, y.numpy(), said.numpy(), n.numpy(),
-        )  # fmt: skip
+        given = (table.numpy(), buckets.numpy(), base.to(table.dtype).contiguous().numpy(), inverse, prior)
+        if base.shape[1] == 1:
+            _read_clicks(*given, uniform or tau >= SOFT, y.numpy(), said.numpy(), n.numpy())
+        else:
+            _read_values(*given, y.numpy(), said.numpy(), n.numpy())
         return Readout(y, said, n)
     if path == "triton":
         return Readout(*_triton().read(table, buckets, base, inverse, prior))
@@ -200,12 +200,10 @@ def _soft_exp(x: float, real: Any) -> float:
     return e * e
 
 
-@compiled(fastmath=True)
-def _read_values(
-    table: Any, buckets: Any, base: Any, inverse: float, prior: float, soft: bool, y: Any, said: Any, n: Any
-) -> None:
-    """As ``_read_clicks`` for V values a row."""
-    slots, arrays, values, real = table.shape[0], table.shape[1], base.shape[1], table.dtype.type
+@compiled
+def _read_values(table: Any, buckets: Any, base: Any, inverse: float, prior: float, y: Any, said: Any, n: Any) -> None:
+    """As ``_read_clicks`` for V values a row; strict, since loops over V would have other last bits by turns."""
+    slots, arrays, values = table.shape[0], table.shape[1], base.shape[1]
     counts, a = np.empty(arrays, table.dtype), np.empty(arrays, table.dtype)
     for i in range(buckets.shape[0]):
         top = 0.0
@@ -220,7 +218,7 @@ def _read_values(
         weight = 0.0
         for k in range(arrays):
             x = (counts[k] - top) * inverse
-            a[k] = (_soft_exp(x, real) if soft else np.exp(x)) if counts[k] > 0.0 else 0.0
+            a[k] = np.exp(x) if counts[k] > 0.0 else 0.0
             weight += a[k]
         for v in range(values):
             y[i, v], said[i, v] = 0.0, 0.0
