@@ -105,6 +105,11 @@ class Learner(ABC):
     def predict(self, batch: Batch) -> Prediction:
         """Outputs for every row. Never changes state (a test hashes it)."""
 
+    def represent(self, batch: Batch) -> tuple[Prediction, Array | None]:
+        """``predict``, and where the rows lie in a space of the learner's own (its last hidden layer), float[B, d];
+        None where it has none."""
+        return self.predict(batch), None
+
     def adapt(self, batch: Batch, prediction: Prediction) -> None:  # noqa: B027 - doing nothing is the default
         """Use the rows without their labels."""
 

@@ -47,6 +47,13 @@ def _network(name: str, **settings: Any) -> Case:
     return Case(name, {"model": "mlp:8", **settings}, exact=False, scale=6)
 
 
+def _clicks(name: str, **settings: Any) -> Case:
+    """A click model, small enough to be checked row by row."""
+    roles = {"user": "town", "item": "colour", "history_bytes": 800} if name == "din" else {}
+    small = {"dim": 4, "widths": "8", "embedding_bytes": 4000, "lr": 0.01}
+    return Case(name, small | roles | settings, exact=False, scale=6)
+
+
 CASES = [
     Case("majority"),
     Case("no-change"),
@@ -81,6 +88,16 @@ CASES = [
     Case("acu", {"width": 12}, exact=False, scale=3),
     Case("acu", {"width": 12, "exact": "bitwise", "weighting": "air"}, exact=False, scale=3),
     Case("acu", {"width": 12, "engine": "low-latency", "keep": "digests", "salt": "s"}, exact=False, scale=3),
+    Case("reloop2:logistic", {"warmup": 100, "slot": 50, "arrays": 8, "bits": 4, "centre": 40}),
+    Case("reloop2:majority", {"warmup": 60, "strength": "hedge", "keep": "decay", "slot": 40, "arrays": 4, "bits": 3}),
+    Case(
+        "logistic+reloop2",
+        {"warmup": 90, "base": "incremental", "renew": 130, "strength": "fixed", "memory": "exact", "capacity": 100},
+    ),
+    *(_clicks(name) for name in ("ctr-lr", "fm", "deepfm", "dcnv2", "din")),
+    _clicks("deepfm+reloop2", warmup=20, slot=20, arrays=4, bits=3, code="colour"),
+    Case("platt:logistic", {"warmup": 150}),
+    Case("majority+platt", {"base": "incremental"}),
     Case("river:tree.HoeffdingTreeClassifier", saves=False),
     Case("river:tree.HoeffdingTreeRegressor", {"leaf_prediction": "mean"}, saves=False),
 ]
@@ -95,6 +112,7 @@ SPECS = {
     "table": dw.StreamSpec("table", COLUMNS, classes=("n", "m", "p")),
     "growing": dw.StreamSpec("growing", (dw.Column("a", missing=False), dw.Column("b"), dw.Column("c"))),
     "regression": dw.StreamSpec("regression", COLUMNS, target="regression"),
+    "clicks": dw.StreamSpec("clicks", COLUMNS, classes=("no", "yes")),
 }
 
 
@@ -110,7 +128,11 @@ def rows_of(case: Case, kind: str, n: int = ROWS, seed: int = 7) -> dw.Batch:
         y: Any = (signal > 2).astype(np.int64) + 2 * (np.arange(n) > n // 3) * (b > 4) + 3 * late * (a > 3)
     else:
         x = np.c_[a, rng.integers(0, 3, n), b, rng.integers(0, 9, n)]
-        y = signal * 10 if kind == "regression" else (signal > 1.5).astype(np.int64) + (x[:, 1] == 2)
+        y = (
+            signal * 10
+            if kind == "regression"
+            else (signal > 1.5).astype(np.int64) + (x[:, 1] == 2) * (kind == "table")
+        )
     holes = rng.random(x.shape) < 0.05
     holes[:, 0] = False
     x[holes] = np.nan
@@ -118,7 +140,10 @@ def rows_of(case: Case, kind: str, n: int = ROWS, seed: int = 7) -> dw.Batch:
 
 
 def suits(case: Case, kind: str) -> bool:
-    """River's class decides; ours say it."""
+    """River's class decides; ours say it. Click models know nothing but clicks, and nobody else needs those."""
+    clicks = bool({*case.name.replace(":", "+").split("+")} & {n for n, e in LEARNERS.items() if e.given})
+    if clicks or kind == "clicks":
+        return clicks and kind == "clicks"
     if case.name.startswith("river:"):
         return (kind == "regression") == case.name.endswith("Regressor")
     return kind != "regression" or "regression" in learner_class(case.name).targets
@@ -395,7 +420,7 @@ def spoiled(kind: str, good: dw.Batch) -> list[tuple[Any, int, str]]:
         (dw.Batch(np.array([next(n), next(n)]), x, 0.0, y[:1]), 2, "label: 1 rows for 2 ids"),
     ]
     if kind != "regression":
-        outside = 3 if kind == "table" else 4096
+        outside = {"table": 3, "clicks": 2}.get(kind, 4096)
         bad += [(one(x[:1], np.array([code])), 1, "out of range") for code in (outside, -2)]
         bad.append((one(x[:1], np.array([0.5])), 1, "not a class code"))
     if kind != "growing":

@@ -16,8 +16,9 @@ from ..learner import Learner
 class Entry:
     """One line of the table. home: ``module:Class`` in this folder. takes: what follows the name after a colon.
 
-    part: the home of a part of the gradient learner; such names combine with ``+``. recipe: the home of the parameters,
-    where several names share a class. classes: the home of who does it on streams without a vocabulary of plans.
+    given: what stands there for this name. part: the home of a part of the gradient learner; such names combine with
+    ``+``. recipe: the home of the parameters, where several names share a class. classes: the home of who does it on
+    streams without a vocabulary of plans.
     """
 
     home: str
@@ -27,6 +28,7 @@ class Entry:
     part: str = ""
     recipe: str = ""
     classes: str = ""
+    given: str = ""
 
     def load(self) -> type[Learner]:
         """The class itself; its module is imported only now."""
@@ -46,6 +48,10 @@ def _load(home: str) -> Any:
 
 def _recipe(name: str, summary: str, citation: str = "") -> Entry:
     return Entry("test_time:TestTimeLearner", summary, citation, recipe=f"test_time_recipes:{name}")
+
+
+def _clicks(kind: str, summary: str, citation: str) -> Entry:
+    return Entry("ctr:ClickLearner", summary, citation, given=kind)
 
 
 def _part(home: str, summary: str, citation: str = "") -> Entry:
@@ -79,6 +85,13 @@ _COTTA = "Wang, Fink, Van Gool, Dai: Continual test-time domain adaptation. CVPR
 _ROTTA = "Yuan, Xie, Li: Robust test-time adaptation in dynamic scenarios. CVPR 2023"
 _CENTAUR = "Sima et al.: Centaur: robust end-to-end autonomous driving with test-time training. arXiv 2503.11650, 2025"
 _ACU = "Tang, Zhuang, Fang et al.: ACU: analytic continual unlearning. arXiv 2505.12239 v1, 2025 (from its abstract)"
+_RELOOP = "Zhu et al.: ReLoop2: building self-adaptive recommendation models via error memory. KDD 2023"
+_PLATT = "Platt: Probabilistic outputs for support vector machines. Advances in large margin classifiers, 1999"
+_RENDLE = "Rendle: Factorization machines. ICDM 2010"
+_DEEPFM = "Guo et al.: DeepFM: a factorization-machine based neural network for CTR prediction. IJCAI 2017"
+_DCN = "Wang et al.: DCN V2: improved deep and cross network. WWW 2021"
+_DIN = "Zhou et al.: Deep interest network for click-through rate prediction. KDD 2018"
+_MCMAHAN = "McMahan et al.: Ad click prediction: a view from the trenches. KDD 2013"
 _ER = "Chaudhry et al.: On tiny episodic memories in continual learning. arXiv 1902.10486, 2019"
 
 LEARNERS: dict[str, Entry] = {
@@ -131,13 +144,30 @@ LEARNERS: dict[str, Entry] = {
         classes="test_time:TestTimeLearner",
     ),
     "acu": Entry("acu:ACU", "a closed-form head that learns and truly forgets rows, classes and groups", _ACU),
+    "ctr-lr": _clicks("lr", "clicks: logistic regression on hashed columns, by Adam", _MCMAHAN),
+    "fm": _clicks("fm", "clicks: pairs of columns by the products of their embeddings", _RENDLE),
+    "deepfm": _clicks("deepfm", "clicks: fm and a network on the same embeddings", _DEEPFM),
+    "dcnv2": _clicks("dcnv2", "clicks: crosses of columns, layer by layer, beside a network", _DCN),
+    "din": _clicks("din", "clicks: a network that looks back at the items of the user's last clicks", _DIN),
+    "reloop2": Entry("reloop2:ReLoop2", "a memory of the errors of a learner corrects it", _RELOOP, "learner"),
+    "platt": Entry("platt:Platt", "a learner's answers scaled and shifted on line: the control", _PLATT, "learner"),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }
 
 
+AROUND = ("reloop2", "platt")
+"""Learners around another one: ``NAME:LEARNER``, or ``LEARNER+NAME``."""
+
+
+def _unfolded(name: str) -> str:
+    """``LEARNER+reloop2`` as ``reloop2:LEARNER``; other names as they are."""
+    head, plus, last = name.rpartition("+")
+    return f"{last}:{head}" if plus and last in AROUND else name
+
+
 def find_learner(name: str) -> tuple[Entry, str]:
     """The table's entry for ``name`` and what stood after a colon; ``InputError`` with near matches if unknown."""
-    head, _, rest = name.partition(":")
+    head, _, rest = _unfolded(name).partition(":")
     if head not in LEARNERS:
         near = get_close_matches(head, LEARNERS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(LEARNERS)}"
@@ -160,6 +190,7 @@ def learner_class(name: str) -> type[Learner]:
 
 def is_composed(name: str) -> bool:
     """Whether the name is one part of the gradient learner, or several with ``+`` between."""
+    name = _unfolded(name)
     return "+" in name.partition(":")[0] or (name in LEARNERS and bool(LEARNERS[name].part))
 
 
@@ -178,7 +209,7 @@ def learner_params(name: str) -> type[Any]:
         shared: type[Any] = _load(entry.recipe)
         return shared
     kind = entry.load()
-    made: type[Any] = kind.params_for(rest) if entry.takes else kind.Params  # type: ignore[attr-defined]
+    made: type[Any] = kind.params_for(rest or entry.given) if entry.takes or entry.given else kind.Params  # type: ignore[attr-defined]
     return made
 
 

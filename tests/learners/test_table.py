@@ -21,10 +21,17 @@ SPEC = dw.StreamSpec(
     source=Source("clean", (0, 1), lambda: CLEAN, lambda: CLEAN),
 )
 NUMBERS = dw.StreamSpec("r", SPEC.columns, target="regression")
-EXAMPLE = {"river": "river:tree.HoeffdingTreeClassifier", "avalanche": "avalanche:Naive", "frozen": "frozen:majority"}
+EXAMPLE = {
+    "river": "river:tree.HoeffdingTreeClassifier",
+    "avalanche": "avalanche:Naive",
+    "frozen": "frozen:majority",
+    "reloop2": "logistic+reloop2",
+    "platt": "platt:logistic",
+}
 WITH: dict[str, dict[str, Any]] = {
     "adab2n": {"model": "mlp-norm"},
     **{name: {"epochs": 1, "cache": False} for name, entry in LEARNERS.items() if entry.recipe or entry.classes},
+    "din": {"user": "a", "item": "b", "epochs": 1},
 }
 
 
