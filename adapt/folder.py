@@ -136,7 +136,7 @@ class RecordWriter:
         phases = [f"{loop.seconds[p]:.6f}" for p in PHASES]
         latency = [f"{loop.latency.quantile(q) * 1e3:.6g}" for q in (0.5, 0.99)]
         total = f"{sum(loop.seconds.values()):.6f}"
-        cells = [record.step, total, *phases, *latency, f"{resident_mb():.2f}", loop.batches]
+        cells = [record.step, total, *phases, *latency, f"{resident_mb():.2f}", loop.cost.batches]
         self._timings.write(_csv_line(cells).encode())
 
     def sync(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.continual import Continual, Evaluation
-from ..evaluation.cost import LatencyHistogram, per_batch
+from ..evaluation.cost import BatchCost, LatencyHistogram
 from ..evaluation.worths import Worths
 from ..streams import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, Stream, concatenate
 from .admission import Admission
@@ -25,10 +25,8 @@ from .checkpoint import Checkpointer
 from .evaluator import Evaluator
 from .guard import Guard
 from .learner import CannotForget, Learner, Prediction, Receipt, State, stack
-from .ledger import Ledger
 from .pending import Pending, Waiting
 from .source_watch import SourceWatch
-from .unlearning import Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +55,7 @@ class Loop:
     without labels, beside the learner's source. checkpoint: where and how often everything is saved. pending: how many
     rows may wait for their label. row_by_row: test, then train on every single row of a batch instead of on the batch
     as a whole. every: rows between two progress records.
-    continual: judges the stream's experiences after updates; a boundary ends the one at hand. ledger: where requests to
-    forget are written down.
+    continual: judges the stream's experiences after updates; a boundary ends the one at hand.
     """
 
     def __init__(
@@ -73,10 +70,8 @@ class Loop:
         row_by_row: bool = False,
         every: int = 100,
         continual: Continual | None = None,
-        ledger: Ledger | None = None,
     ) -> None:
         self.learner = learner
-        self.requests = Requests(ledger)
         self.evaluators = tuple(evaluators)
         self._judges = [e for e in evaluators if isinstance(e, Worths)]
         self.continual = continual
@@ -88,7 +83,7 @@ class Loop:
         self.step = 0
         self.labelled = 0
         self.updates = 0
-        self.batches = 0
+        self.cost = BatchCost()
         self.quarantined = 0
         self.rollbacks = 0
         self.seconds = {"predict": 0.0, "adapt": 0.0, "learn": 0.0, "evaluate": 0.0, "io": 0.0}
@@ -153,8 +148,8 @@ class Loop:
             self._learn(joined, y[known], labels.learn)
 
     def forget(self, request: Forget) -> Receipt:
-        """Unlearn rows exactly; raises ``CannotForget`` with the reason. Save right after it."""
-        receipt = self.requests.carry_out(self, request, self._pending)
+        """Unlearn rows exactly; raises ``CannotForget`` where the learner has no way to."""
+        receipt = self.learner.forget(np.asarray(request.ids))
         self._due.append(Record(self.step, "forget", {"note": f"{len(receipt.ids)} rows: {receipt.guarantee}"}))
         return receipt
 
@@ -179,8 +174,8 @@ class Loop:
             self.ended = False
             self._take(event)
             if due:
-                yield from self.hand_out()
-            if checkpoint is not None and (checkpoint.due(self.step) or self.requests.open):
+                yield from self._hand_out()
+            if checkpoint is not None and checkpoint.due(self.step):
                 yield Record(self.step, "checkpoint")
                 self.save(stream.cursor())
         if not self.stopping and not self.ended:
@@ -188,7 +183,7 @@ class Loop:
             if self.continual is not None:
                 self._judge(self.continual.end)
             self._progress("end")
-            yield from self.hand_out()
+            yield from self._hand_out()
         if checkpoint is not None:
             yield Record(self.step, "checkpoint")
             self.save(stream.cursor())
@@ -197,7 +192,7 @@ class Loop:
         """Finish the event at hand, save, and end ``steps``. Safe to call from a signal handler."""
         self.stopping = True
 
-    def hand_out(self) -> Iterator[Record]:
+    def _hand_out(self) -> Iterator[Record]:
         """The records that are due, counted by the file they belong to, so that a resumed run can cut its files."""
         while self._due:
             record = self._due.popleft()
@@ -284,7 +279,7 @@ class Loop:
         seconds["predict"] += t1 - t0
         seconds["adapt"] += t2 - t1
         n = len(batch)
-        self.batches += 1
+        self.cost.count(1, self.seconds)
         self.latency.add((t2 - t0) / n, n)
         before = self.step
         self.step = before + n
@@ -356,7 +351,6 @@ class Loop:
         prediction = self.learner.test_then_train(batch)
         t1 = perf_counter()
         n = len(batch)
-        self.batches += n
         self.latency.add((t1 - t0) / n, n)
         self.step += n
         self.labelled += n
@@ -365,6 +359,7 @@ class Loop:
             evaluator.update_rows(batch.y, prediction.output, prediction.scores)
         self.updates += n
         self.seconds["learn"] += t1 - t0
+        self.cost.count(n, self.seconds)
         self.seconds["evaluate"] += perf_counter() - t1
         if self.continual is not None:
             self._judge(self.continual.updated)
@@ -422,7 +417,6 @@ class Loop:
         """Write a checkpoint now."""
         if self.checkpoint is not None:
             self.checkpoint.save(self.step, self.state(), cursor, meta or {})
-            self.requests.settle(self.checkpoint)
 
     def state(self) -> dict[str, State]:
         """All that decides how the run goes on: learner, evaluation, pending rows, guard and counters."""
@@ -433,7 +427,6 @@ class Loop:
             "guard": None if self.guard is None else self.guard.state(),
             "source_watch": None if self.source_watch is None else self.source_watch.state(),
             "continual": None if self.continual is None else self.continual.state(),
-            "requests": self.requests.state(),
             "loop": {
                 "step": self.step,
                 "labelled": self.labelled,
@@ -457,7 +450,6 @@ class Loop:
             self.source_watch.load(state["source_watch"])
         if self.continual is not None:
             self.continual.load(state["continual"])
-        self.requests.load(state["requests"])
         counters = state["loop"]
         self.step, self.labelled, self.updates = (int(counters[k]) for k in ("step", "labelled", "updates"))
         self.quarantined, self.rollbacks = int(counters["quarantined"]), int(counters["rollbacks"])
@@ -482,7 +474,6 @@ class Loop:
         total["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
         if self.row_by_row and not self.seconds["predict"]:
             total["seconds"]["predict"] = None
-        median = self.latency.quantile(0.5) * self.latency.rows / max(1, self.batches)
-        total["ms_per_batch"] = per_batch(total["seconds"], self.batches, median)
+        total["ms_per_batch"] = self.cost.figures(self.seconds, self.latency)
         total["latency_ms"] = {"p50": self.latency.quantile(0.5) * 1e3, "p99": self.latency.quantile(0.99) * 1e3}
         return total

@@ -13,24 +13,12 @@ CEILING = 1e4
 STEP = 1.02
 """Upper over lower edge of one bucket: a quantile is within 1 % of a duration that was measured."""
 
+WARM_UP = 20
+"""Batches that a mean leaves out: they compile, and learners choose their fastest way on them."""
+PHASES = ("predict", "adapt", "learn")
+
 _SCALE = 1.0 / math.log(STEP)
 _BUCKETS = math.ceil(math.log(CEILING / FLOOR) * _SCALE)
-
-
-def per_batch(seconds: Mapping[str, float | None], batches: int, latency: float = 0.0) -> dict[str, Any]:
-    """Mean milliseconds that one batch took to predict, adapt and learn, and in all; None where that was not timed.
-
-    latency: seconds in which the median row was predicted and adapted to, times the rows of a mean batch; ``median``
-    tells it in milliseconds. It leaves out what happens once, or now and then, such as a first batch that compiles.
-
-    >>> per_batch({"predict": 0.2, "adapt": 0.1, "learn": 0.0, "io": 9.0}, 100, 0.0025)
-    {'batches': 100, 'predict': 2.0, 'adapt': 1.0, 'learn': 0.0, 'total': 3.0, 'median': 2.5}
-    """
-    phases = {p: seconds.get(p) for p in ("predict", "adapt", "learn")}
-    means = {p: None if s is None or not batches else round(1e3 * s / batches, 6) for p, s in phases.items()}
-    total = sum(s for s in phases.values() if s is not None)
-    whole = {"total": 1e3 * total / batches, "median": 1e3 * latency} if batches else dict.fromkeys(("total", "median"))
-    return {"batches": batches, **means, **{k: None if v is None else round(v, 6) for k, v in whole.items()}}
 
 
 class LatencyHistogram:
@@ -66,3 +54,42 @@ class LatencyHistogram:
             if below >= rank and count:
                 return FLOOR * STEP ** (at + 0.5)
         raise ValueError(f"q is a fraction above 0 and at most 1, not {q}")
+
+
+class BatchCost:
+    """What a batch costs once all is compiled and chosen: means without the first 20 batches, where there are 40.
+
+    >>> cost, seconds = BatchCost(), {"predict": 9.0, "adapt": 5.0, "learn": 0.0}
+    >>> cost.count(20, seconds)
+    >>> cost.count(80, {"predict": 9.16, "adapt": 5.08, "learn": 0.0})
+    >>> found = cost.figures({"predict": 9.16, "adapt": 5.08, "learn": 0.0}, LatencyHistogram())
+    >>> found["batches"], round(found["predict"], 3), round(found["adapt"], 3), round(found["total"], 3)
+    (100, 2.0, 1.0, 3.0)
+    """
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self._first: tuple[int, dict[str, float]] | None = None
+
+    def count(self, batches: int, seconds: Mapping[str, float]) -> None:
+        """So many batches more; seconds: spent in each phase so far."""
+        self.batches += batches
+        if self._first is None and self.batches >= WARM_UP:
+            self._first = self.batches, dict(seconds)
+
+    def figures(self, seconds: Mapping[str, float], latency: LatencyHistogram) -> dict[str, Any]:
+        """Mean milliseconds of a batch to predict, adapt and learn, and in all; None without a batch.
+
+        median: of predicting and adapting, from the median row and the rows of a mean batch. Where rows are tested and
+        learnt in one compiled call all of it is part of learn, and the two others are None.
+        """
+        n, before = self.batches, dict.fromkeys(seconds, 0.0)
+        if self._first is not None and self.batches >= 2 * WARM_UP and self.batches > self._first[0]:
+            n, before = self.batches - self._first[0], self._first[1]
+        if not n:
+            return {"batches": 0, **dict.fromkeys((*PHASES, "total", "median"))}
+        means = {p: 1e3 * (seconds[p] - before[p]) / n for p in PHASES}
+        median = 1e3 * latency.quantile(0.5) * latency.rows / self.batches
+        whole = {p: round(ms, 6) for p, ms in (means | {"total": sum(means.values()), "median": median}).items()}
+        apart = {} if seconds["predict"] else dict.fromkeys(("predict", "adapt"))
+        return {"batches": self.batches, **whole, **apart}

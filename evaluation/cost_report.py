@@ -9,7 +9,10 @@ from .run_data import RunData
 from .section import Cell, Compared, Section, Table, Words
 
 PHASES = ("predict", "adapt", "learn", "total", "median")
-MEDIAN = "The median is that of predicting and adapting, without what happens only once. The clock is this machine’s."
+HOW = (
+    "Means leave out the first 20 batches, in which things are compiled and chosen, where there are 40; the median is "
+    "that of predicting and adapting, all batches. The clock is this machine’s."
+)
 TOTAL = ("ms_per_batch", "total")
 SOURCE = "source"
 """The learner that never adapts: what every other one is measured against."""
@@ -25,7 +28,7 @@ def cost_section(run: RunData) -> Section | None:
         return None
     rows = f" of {show.count(batch, 'row')}" if show.is_number(batch) else ""
     count = show.count(found["batches"], "batch", "batches")
-    words = f"Mean time that one batch{rows} took, over {count}. {MEDIAN}"
+    words = f"Mean time that one batch{rows} took, over {count}. {HOW}"
     return Section(
         "Cost of a batch", [Words(words), Table(PHASES, [[show.milliseconds(found.get(p)) for p in PHASES]])]
     )
@@ -45,7 +48,7 @@ def cost_compared(runs: Compared) -> Section | None:
     for n in runs.colours:
         cells = [show.spread(runs.values(n, "ms_per_batch", p), show.milliseconds) for p in PHASES]
         rows.append([runs.name(n), *cells, *[show.spread(times[n], show.ratio)] * known])
-    words = f"Mean time that one batch took to be predicted, adapted to and learnt from. {MEDIAN}"
+    words = f"Mean time that one batch took to be predicted, adapted to and learnt from. {HOW}"
     if known:
         words += " “× source” is the total as a multiple of that of the source model without adaptation, seed by seed."
     return Section("Cost of a batch", [Words(words), Table(["learner", *PHASES, *["× source"] * known], rows)])

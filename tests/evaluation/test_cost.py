@@ -1,4 +1,4 @@
-"""Latency percentiles against NumPy's."""
+"""Latency percentiles against NumPy's; what a batch costs, by hand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import doctest
 import numpy as np
 import pytest
 from driftway.evaluation import cost
+from driftway.evaluation.cost import BatchCost, LatencyHistogram
 
 
 @pytest.mark.parametrize("q", [0.01, 0.5, 0.9, 0.99, 0.999, 1.0])
@@ -48,3 +49,30 @@ def test_nothing_yet_and_nonsense() -> None:
 
 def test_the_example() -> None:
     assert doctest.testmod(cost).failed == 0
+
+
+def test_a_batch_without_those_that_compile() -> None:
+    """20 batches of 1 s each, then 30 of 2 ms + 1 ms + 0.5 ms; the median row takes 0.1 ms and there are 25 a batch."""
+    spent, latency, seconds = BatchCost(), LatencyHistogram(), {"predict": 0.0, "adapt": 0.0, "learn": 0.0, "io": 0.0}
+    assert spent.figures(seconds, latency) == {
+        "batches": 0, "predict": None, "adapt": None, "learn": None, "total": None, "median": None,
+    }  # fmt: skip
+    for k in range(50):
+        seconds = {p: s + (1.0 if k < 20 else more) for (p, s), more in zip(seconds.items(), (2e-3, 1e-3, 5e-4, 9.0))}
+        spent.count(1, seconds)
+        latency.add(1e-4, 25)
+        if k == 38:
+            assert spent.figures(seconds, latency)["predict"] == pytest.approx((20 + 19 * 2e-3) / 39 * 1e3)
+    found = spent.figures(seconds, latency)
+    assert found["batches"] == 50
+    assert [found[p] for p in ("predict", "adapt", "learn", "total")] == pytest.approx([2.0, 1.0, 0.5, 3.5])
+    assert found["median"] == pytest.approx(2.5, rel=0.02)
+
+
+def test_rows_in_one_compiled_call_are_all_learning() -> None:
+    spent = BatchCost()
+    spent.count(100, {"predict": 0.0, "adapt": 0.0, "learn": 1.0})
+    spent.count(100, {"predict": 0.0, "adapt": 0.0, "learn": 1.2})
+    found = spent.figures({"predict": 0.0, "adapt": 0.0, "learn": 1.2}, LatencyHistogram())
+    assert (found["predict"], found["adapt"]) == (None, None)
+    assert found["learn"] == found["total"] == pytest.approx(2.0)
