@@ -217,7 +217,7 @@ class ManualPasses:
     @torch.no_grad()
     def __call__(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Pass:
         self.refresh()
-        value = self.value if weights is None else {**self.value, **weights}
+        value = self.value if weights is None else self.value | {n: w.contiguous() for n, w in weights.items()}
         z, tape = self._forward(self.plan, self.convolutions, self.how.norms, value, self.how.lay(x))
 
         @torch.no_grad()

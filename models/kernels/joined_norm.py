@@ -18,6 +18,7 @@ does each way in two passes over memory where the contract takes up to five; Non
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -134,11 +135,10 @@ def _laid(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
 
 
-def _shape(h: Tensor) -> tuple[int, int, int]:
+@lru_cache(maxsize=256)
+def _sizes(numbers: int, channels: int) -> tuple[int, int, int]:
     """Rows, channels, and how many rows count as one."""
-    channels = h.shape[1]
-    rows = h.numel() // channels
-    fold = 1
+    rows, fold = numbers // channels, 1
     while rows % (2 * fold) == 0 and 2 * fold * channels <= WIDE:
         fold *= 2
     return rows, channels, fold
@@ -147,28 +147,29 @@ def _shape(h: Tensor) -> tuple[int, int, int]:
 def _compiled(
     h: Tensor, gamma: Tensor, beta: Tensor, s: Statistics, join: Tensor | None, relu: bool
 ) -> tuple[Tensor, Saved]:
+    if h.dtype != torch.float32 or not h.shape[1] == len(gamma) == len(beta) == len(s.mean) == len(s.var):
+        raise TypeError("the compiled norm is for single precision, and one parameter of each kind for each channel")
     h = _laid(h)
-    join = None if join is None else _laid(join)
-    y, stats = torch.empty_like(h), h.new_empty((2, h.shape[1]))
-    mean, inverse = stats
+    join = None if join is None else _laid(join.expand_as(h))
+    y, stats = torch.empty_like(h), s.mean.new_empty((2, h.shape[1]))
     _forward(
-        *_shape(h), h.data_ptr(), gamma.data_ptr(), beta.data_ptr(), s.mean.data_ptr(), s.var.data_ptr(),
-        float(s.keep), s.eps, 0 if join is None else join.data_ptr(), relu, y.data_ptr(), stats.data_ptr(),
+        *_sizes(h.numel(), h.shape[1]), h.data_ptr(), gamma.data_ptr(), beta.data_ptr(), s.mean.data_ptr(),
+        s.var.data_ptr(), float(s.keep), s.eps, 0 if join is None else join.data_ptr(), relu, y.data_ptr(), stats.data_ptr(),
     )  # fmt: skip
-    return y, Saved(h, y if relu else None, mean, inverse)
+    return y, Saved(h, y if relu else None, *stats.unbind())
 
 
 def _compiled_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float, onward: bool) -> Slopes:
     h, y, dy = saved.h, saved.y, _laid(dy)
     d = dy if y is None else torch.empty_like(h)
     dh = torch.empty_like(h) if onward else None
-    slopes = h.new_empty((2, h.shape[1]))
+    slopes = gamma.new_empty((2, h.shape[1]))
     _backward(
-        *_shape(h), dy.data_ptr(), h.data_ptr(), 0 if y is None else y.data_ptr(), gamma.data_ptr(),
+        *_sizes(h.numel(), h.shape[1]), dy.data_ptr(), h.data_ptr(), 0 if y is None else y.data_ptr(), gamma.data_ptr(),
         saved.mean.data_ptr(), saved.inverse.data_ptr(), keep == 0, d.data_ptr(),
         0 if dh is None else dh.data_ptr(), slopes.data_ptr(),
     )  # fmt: skip
-    return Slopes(dh, slopes[0], slopes[1], d)
+    return Slopes(dh, *slopes.unbind(), d)
 
 
 def _to_pointer(_typing: Any, _address: Any) -> Any:

@@ -117,3 +117,12 @@ def test_the_gradient_goes_no_further_than_asked_and_layouts_do_not_matter() -> 
     y, _ = joined_norm(images, d["gamma"], d["beta"], d["statistics"])
     assert y.is_contiguous()
     torch.testing.assert_close(y, formula({**d, "h": images}, False, False), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_compiled_path_refuses_what_it_cannot_address() -> None:
+    d = drawn((2, 6, 4, 4), 0.0)
+    with pytest.raises(TypeError, match="single precision"):
+        joined_norm(d["h"].double(), d["gamma"], d["beta"], d["statistics"], path="compiled")
+    with pytest.raises(TypeError, match="each channel"):
+        joined_norm(d["h"], d["gamma"][:5], d["beta"], d["statistics"], path="compiled")
