@@ -154,7 +154,8 @@ def _compiled(
     y, stats = torch.empty_like(h), s.mean.new_empty((2, h.shape[1]))
     _forward(
         *_sizes(h.numel(), h.shape[1]), h.data_ptr(), gamma.data_ptr(), beta.data_ptr(), s.mean.data_ptr(),
-        s.var.data_ptr(), float(s.keep), s.eps, 0 if join is None else join.data_ptr(), relu, y.data_ptr(), stats.data_ptr(),
+        s.var.data_ptr(), float(s.keep), s.eps, 0 if join is None else join.data_ptr(), relu, y.data_ptr(),
+        stats.data_ptr(),
     )  # fmt: skip
     return y, Saved(h, y if relu else None, *stats.unbind())
 
