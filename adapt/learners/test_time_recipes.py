@@ -101,11 +101,11 @@ class Tent(Recipe):
     """Step length."""
     momentum: float = 0.9
     """Of plain descent."""
-    shots: Literal["none", "fixed", "shrink", "tuned"] = "none"
-    """What labelled rows of new classes do: nothing, or prototypes, calibrated by this rule."""
+    prototypes: Literal["none", "fixed", "shrink", "tuned"] = "none"
+    """Of new classes from labelled rows: none (no label does anything), or calibrated by this rule."""
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
-        shots = None if self.shots == "none" else Shots(self.shots)
+        shots = None if self.prototypes == "none" else Shots(self.prototypes)
         return Parts(descent=Descent(self.optimizer, self.lr, self.momentum), shots=shots)
 
 

@@ -33,7 +33,7 @@ RECIPES: list[Any] = [
     NCM(statistics="source"),
     TEEN(rule="shrink"),
     ShotsFinetune(steps=30),
-    Tent(lr=RATE, shots="fixed"),
+    Tent(lr=RATE, prototypes="fixed"),
     CSFA(lr=RATE),
     CSFA(lr=RATE, rule="shrink", filter="by-group", rho=0.5),
 ]
@@ -339,7 +339,7 @@ def test_row_by_row_in_the_loop(stream: Any, nets: Any, recipe: Any) -> None:
 
 def test_csfa_is_tent_without_ascent_and_threshold(stream: Any, nets: Any, events: list[Any]) -> None:
     sgd = Descent("sgd", RATE)
-    tent = learner(stream, nets, Tent(optimizer="sgd", lr=RATE, shots="fixed"))
+    tent = learner(stream, nets, Tent(optimizer="sgd", lr=RATE, prototypes="fixed"))
     csfa = learner(stream, nets, CSFA(lr=RATE, rho=0, e_frac=math.inf, recover=0))
     other = learner(stream, nets, None, Parts(filter=Confident(), direction=Direction(0.5, 0.4), descent=sgd,
                                               shots=Shots()))  # fmt: skip
