@@ -25,8 +25,10 @@ from .checkpoint import Checkpointer
 from .evaluator import Evaluator
 from .guard import Guard
 from .learner import CannotForget, Learner, Prediction, Receipt, State, stack
+from .ledger import Ledger
 from .pending import Pending, Waiting
 from .source_watch import SourceWatch
+from .unlearning import Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ class Loop:
     without labels, beside the learner's source. checkpoint: where and how often everything is saved. pending: how many
     rows may wait for their label. row_by_row: test, then train on every single row of a batch instead of on the batch
     as a whole. every: rows between two progress records.
-    continual: judges the stream's experiences after updates; a boundary ends the one at hand.
+    continual: judges the stream's experiences after updates; a boundary ends the one at hand. ledger: where requests to
+    forget are written down.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Loop:
         row_by_row: bool = False,
         every: int = 100,
         continual: Continual | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.learner = learner
+        self.requests = Requests(ledger)
         self.evaluators = tuple(evaluators)
         self._judges = [e for e in evaluators if isinstance(e, Worths)]
         self.continual = continual
@@ -148,8 +153,8 @@ class Loop:
             self._learn(joined, y[known], labels.learn)
 
     def forget(self, request: Forget) -> Receipt:
-        """Unlearn rows exactly; raises ``CannotForget`` where the learner has no way to."""
-        receipt = self.learner.forget(np.asarray(request.ids))
+        """Unlearn rows exactly; raises ``CannotForget`` with the reason. Save right after it."""
+        receipt = self.requests.carry_out(self, request, self._pending)
         self._due.append(Record(self.step, "forget", {"note": f"{len(receipt.ids)} rows: {receipt.guarantee}"}))
         return receipt
 
@@ -174,8 +179,8 @@ class Loop:
             self.ended = False
             self._take(event)
             if due:
-                yield from self._hand_out()
-            if checkpoint is not None and checkpoint.due(self.step):
+                yield from self.hand_out()
+            if checkpoint is not None and (checkpoint.due(self.step) or self.requests.open):
                 yield Record(self.step, "checkpoint")
                 self.save(stream.cursor())
         if not self.stopping and not self.ended:
@@ -183,7 +188,7 @@ class Loop:
             if self.continual is not None:
                 self._judge(self.continual.end)
             self._progress("end")
-            yield from self._hand_out()
+            yield from self.hand_out()
         if checkpoint is not None:
             yield Record(self.step, "checkpoint")
             self.save(stream.cursor())
@@ -192,7 +197,7 @@ class Loop:
         """Finish the event at hand, save, and end ``steps``. Safe to call from a signal handler."""
         self.stopping = True
 
-    def _hand_out(self) -> Iterator[Record]:
+    def hand_out(self) -> Iterator[Record]:
         """The records that are due, counted by the file they belong to, so that a resumed run can cut its files."""
         while self._due:
             record = self._due.popleft()
@@ -417,6 +422,7 @@ class Loop:
         """Write a checkpoint now."""
         if self.checkpoint is not None:
             self.checkpoint.save(self.step, self.state(), cursor, meta or {})
+            self.requests.settle(self.checkpoint)
 
     def state(self) -> dict[str, State]:
         """All that decides how the run goes on: learner, evaluation, pending rows, guard and counters."""
@@ -427,6 +433,7 @@ class Loop:
             "guard": None if self.guard is None else self.guard.state(),
             "source_watch": None if self.source_watch is None else self.source_watch.state(),
             "continual": None if self.continual is None else self.continual.state(),
+            "requests": self.requests.state(),
             "loop": {
                 "step": self.step,
                 "labelled": self.labelled,
@@ -450,6 +457,7 @@ class Loop:
             self.source_watch.load(state["source_watch"])
         if self.continual is not None:
             self.continual.load(state["continual"])
+        self.requests.load(state["requests"])
         counters = state["loop"]
         self.step, self.labelled, self.updates = (int(counters[k]) for k in ("step", "labelled", "updates"))
         self.quarantined, self.rollbacks = int(counters["quarantined"]), int(counters["rollbacks"])
