@@ -22,11 +22,13 @@ BENCHMARKS = {
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
     "centaur": ("centaur:measure", "a planner's answer with the gradient of the last frame in the background"),
     "centaur-study": ("centaur_study:measure", "driving under shift: centaur and its controls, five planners"),
+    "acu": ("acu:measure", "requests to forget beside training anew (five minutes)"),
+    "acu-baselines": ("acu_baselines:measure", "gradient methods that forget, their gap to training anew"),
     "driftmoe-table": ("driftmoe_table:measure", "every stream, label delay, peer and control of DriftMoE (an hour)"),
 }
 """name -> (``module:function`` in this folder, what it measures)."""
 
-SLOW = ("centaur-study", "driftmoe-table", "tta-compiled")
+SLOW = ("acu", "acu-baselines", "centaur-study", "driftmoe-table", "tta-compiled")
 """Run only when asked for by name."""
 
 Row = dict[str, Any]
