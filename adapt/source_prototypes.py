@@ -10,7 +10,7 @@ them that did not learn them.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,8 @@ def prototype_source(
         return _given(source, spec, inputs, training, calibration, tuned, progress)
     x, y = clean_rows(spec, inputs)
     body = untrained(inputs, training, 2).body
-    how = [FORMAT, asdict(calibration), tuned]
-    path = kept_at(source_key(spec, x, y, training, "prototypes", *how))
+    how = [calibration.rule, calibration.tau_s, tuned] if tuned else []  # weights do not follow from the calibration
+    path = kept_at(source_key(spec, x, y, training, "prototypes", FORMAT, *how))
     kept = kept_tensors(path) if keep else None
     if kept is not None and _whole(body, kept) and (STRENGTH in kept) == bool(tuned):
         return body.eval(), _prototypes(kept, calibration)

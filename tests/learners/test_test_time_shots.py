@@ -424,8 +424,8 @@ def test_prototypes_are_kept_with_weights_and_strength(stream: Any, tmp_path: An
     said: list[str] = []
     short = Training("convnet:4-8", epochs=2)
 
-    def made(shots: int, **options: Any) -> dict[str, torch.Tensor]:
-        rule = Calibration("shrink", 0.5)
+    def made(shots: int, strength: float = 0.5, **options: Any) -> dict[str, torch.Tensor]:
+        rule = Calibration("shrink", strength)
         how = {"progress": said.append, **options}
         body, head = prototype_source(stream.spec, inputs_for(stream), short, rule, shots, **how)
         return {**body.state_dict(), "rows": head.rows, "strength": torch.tensor(head.calibration.strength)}
@@ -437,6 +437,8 @@ def test_prototypes_are_kept_with_weights_and_strength(stream: Any, tmp_path: An
     for shots, first in ((0, plain), (5, tuned)):
         again = made(shots)
         assert all(torch.equal(first[n], again[n]) for n in first)
+    assert float(made(0, 0.25)["strength"]) == 0.25
+    assert float(made(5, 0.25)["strength"]) == float(tuned["strength"])
     assert len(said) == lines, "taken from the cache"
     assert all(torch.equal(plain[n], tuned[n]) for n in plain if n != "strength"), "the same model"
     for file in files:
