@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from .kernels.joined_norm import Path
 from .manual_passes import How, ManualPasses, Plan, backward, forward
 from .passes import Gradients, Pass
 
@@ -33,14 +34,14 @@ class Traced:
     names: list[str]
 
 
-def trace(passes: ManualPasses, x: Tensor) -> Traced:
-    """The two functions as graphs of tensor operations, for inputs of the size of x."""
+def trace(passes: ManualPasses, x: Tensor, path: Path = "formula") -> Traced:
+    """The two functions as graphs of tensor operations, for inputs of the size of x; path: of the norms."""
     plan, names = passes.plan, sorted(passes.plan.moving)
     tree: list[Any] = []
 
     def ahead(x: Tensor, *moving: Tensor) -> tuple[Tensor, list[Tensor]]:
         value = {**passes.value, **dict(zip(names, moving, strict=True))}
-        z, tape = forward(plan, passes.convolutions, "torch", value, x)
+        z, tape = forward(plan, passes.convolutions, path, value, x)
         tree[:] = pytree.tree_flatten(tape)
         return z, [leaf for leaf in tree[0] if isinstance(leaf, Tensor)]
 
@@ -54,7 +55,7 @@ def trace(passes: ManualPasses, x: Tensor) -> Traced:
     def back(slope: Tensor, *kept: Tensor) -> list[Tensor]:
         given = iter(kept)
         tape = pytree.tree_unflatten([next(given) if t else r for t, r in zip(places, rest)], shape)
-        gradients = backward(plan, passes.convolutions, "torch", tape, slope)
+        gradients = backward(plan, passes.convolutions, path, tape, slope)
         found[:] = gradients
         return list(gradients.values())
 
@@ -66,7 +67,8 @@ def trace(passes: ManualPasses, x: Tensor) -> Traced:
 class CompiledPasses:
     """``Passes`` compiled at the first batch of each size; warm_up: the seconds that took, by size.
 
-    It needs a C++ compiler. Weights that change otherwise than by moving are noticed, and compiled anew.
+    It needs a C++ compiler, which also writes the calls between what it fused: those of Python cost a tenth of a step.
+    Weights that change otherwise than by moving are noticed, and compiled anew.
     """
 
     def __init__(self, net: nn.Module, plan: Plan, how: How) -> None:
@@ -78,21 +80,18 @@ class CompiledPasses:
     @torch.no_grad()
     def __call__(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Pass:
         x = self.manual.how.lay(x)
-        value = self.manual.value
         if self.manual.refresh():
             self._made.clear()
         if x.shape not in self._made:
             self._made[x.shape] = self._make(x)
-        made = self._made[x.shape]
-        moving = [(weights or value)[n] for n in self.names]
-        return _ask(made, x, moving)
+        value = weights or self.manual.value
+        return _ask(self._made[x.shape], x, [value[n] for n in self.names])
 
     def _make(self, x: Tensor) -> Traced:
         start = time.perf_counter()
         graphs = trace(self.manual, x)
-        made = Traced(
-            torch.compile(graphs.ahead, dynamic=False), torch.compile(graphs.back, dynamic=False), graphs.names
-        )
+        how: dict[str, Any] = {"dynamic": False, "options": {"cpp_wrapper": True}}
+        made = Traced(torch.compile(graphs.ahead, **how), torch.compile(graphs.back, **how), graphs.names)
         first = _ask(made, x, [self.manual.value[n] for n in self.names])
         first.pull(torch.zeros_like(first.z))
         self.warm_up["x".join(map(str, x.shape))] = time.perf_counter() - start
@@ -136,7 +135,7 @@ class _Captured:
     """The graphs for one size of batch."""
 
     def __init__(self, passes: ManualPasses, x: Tensor, names: list[str]) -> None:
-        traced = trace(passes, x)
+        traced = trace(passes, x, "torch")
         self.names = traced.names
         self.x, self.moving = x.clone(), [passes.value[n].clone() for n in names]
         side = torch.cuda.Stream()

@@ -12,7 +12,8 @@ With dy the gradient of y, d = dy where y > 0 (all of dy without ReLU) is that o
     dh    = gamma r (d - dbeta / n - r (h - mean) dgamma / n)           keep = 0: statistics are the batch's
 
 ``path``: "torch" is the contract, any device, type and layout; "compiled" (float32 on the CPU, channels last in memory)
-does each way in two passes over memory where the contract takes up to five; None chooses. NaN stays NaN in both.
+does each way in two passes over memory where the contract takes up to five; "formula" is what stands above, in plain
+tensor operations, for compilers and exporters to fuse; None chooses. NaN stays NaN in all.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from ..compiled import compiled
 
-Path = Literal["torch", "compiled"]
+Path = Literal["torch", "compiled", "formula"]
 WIDE = 512
 """Rows are put together up to so many numbers, so that a loop over channels is a long one."""
 CHUNK = 64
@@ -76,8 +77,9 @@ def joined_norm(
     path: Path | None = None,
 ) -> tuple[Tensor, Saved]:
     """y, laid out like h, and what ``joined_norm_back`` needs. Nothing is differentiated by autograd."""
-    if (path or _fastest(h)) == "compiled":
-        return _compiled(h, gamma, beta, statistics, join, relu)
+    path = path or _fastest(h)
+    if path != "torch":
+        return (_compiled if path == "compiled" else _formula)(h, gamma, beta, statistics, join, relu)
     s, mean, var = statistics, statistics.mean, statistics.var
     if s.keep == 0:
         y, mean, inverse = torch.native_batch_norm(h, gamma, beta, None, None, True, 0.0, s.eps)
@@ -103,8 +105,9 @@ def joined_norm_back(
     path: Path | None = None,
 ) -> Slopes:
     """The gradients; onward: that of h too. keep: as in the forward pass."""
-    if (path or _fastest(saved.h)) == "compiled":
-        return _compiled_back(dy, saved, gamma, keep, onward)
+    path = path or _fastest(saved.h)
+    if path != "torch":
+        return (_compiled_back if path == "compiled" else _formula_back)(dy, saved, gamma, keep, onward)
     d = dy if saved.y is None else torch.ops.aten.threshold_backward(dy, saved.y, 0.0)
     measured = keep == 0
     given = (saved.mean, saved.inverse.pow(-2))
@@ -119,6 +122,44 @@ def joined_norm_back(
         [onward, True, True],
     )
     return Slopes(dh if onward else None, dgamma, dbeta, d)
+
+
+def _wide(values: Tensor, h: Tensor) -> Tensor:
+    """float[C], to stand beside h."""
+    return values.reshape(1, -1, *(1,) * (h.dim() - 2))
+
+
+def _formula(
+    h: Tensor, gamma: Tensor, beta: Tensor, s: Statistics, join: Tensor | None, relu: bool
+) -> tuple[Tensor, Saved]:
+    mean, var = s.mean, s.var
+    if s.keep < 1:
+        over = [0, *range(2, h.dim())]
+        mean = h.mean(over)
+        var = (h - _wide(mean, h)).square().mean(over)
+        if s.keep > 0:
+            mean, var = s.keep * s.mean + (1 - s.keep) * mean, s.keep * s.var + (1 - s.keep) * var
+    inverse = torch.rsqrt(var + s.eps)
+    scale = gamma * inverse
+    y = h * _wide(scale, h) + _wide(beta - mean * scale, h)
+    y = y if join is None else y + join
+    y = torch.relu(y) if relu else y
+    return y, Saved(h, y if relu else None, mean, inverse)
+
+
+def _formula_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float, onward: bool) -> Slopes:
+    h, y, mean, r = saved
+    over, n = [0, *range(2, h.dim())], h.numel() / h.shape[1]
+    d = dy if y is None else torch.where(y <= 0, 0.0, dy)
+    dbeta = d.sum(over)
+    dgamma = r * (d * (h - _wide(mean, h))).sum(over)
+    dh = None
+    if onward:
+        dh = d * _wide(gamma * r, h)
+        if keep == 0:
+            slope = -gamma * r * r * dgamma / n
+            dh = dh + h * _wide(slope, h) - _wide(gamma * r * dbeta / n + slope * mean, h)
+    return Slopes(dh, dgamma, dbeta, d)
 
 
 def _fastest(h: Tensor) -> Path:
@@ -170,7 +211,8 @@ def _compiled_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float, onward:
         saved.mean.data_ptr(), saved.inverse.data_ptr(), keep == 0, d.data_ptr(),
         0 if dh is None else dh.data_ptr(), slopes.data_ptr(),
     )  # fmt: skip
-    return Slopes(dh, *slopes.unbind(), d)
+    dgamma, dbeta = slopes.unbind()
+    return Slopes(dh, dgamma, dbeta, d)
 
 
 def _to_pointer(_typing: Any, _address: Any) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
-from driftway.models.kernels.joined_norm import Statistics, joined_norm, joined_norm_back
+from driftway.models.kernels.joined_norm import Path, Statistics, joined_norm, joined_norm_back
 from torch import Tensor
 
 SHAPES = [(1, 20, 8, 8), (2, 7, 5, 3), (16, 16, 4, 4), (3, 1, 6, 6), (5, 33), (1, 512, 2, 2), (130, 3, 9, 9)]
+PATHS: list[Path] = ["torch", "formula"]
 KEEPS = [0.0, 16 / 17, 1.0]
 
 
@@ -45,7 +46,7 @@ def formula(d: dict[str, Any], join: bool, relu: bool) -> Tensor:
     return torch.relu(y) if relu else y
 
 
-def ours(d: dict[str, Any], join: bool, relu: bool, path: Literal["torch", "compiled"]) -> list[Tensor]:
+def ours(d: dict[str, Any], join: bool, relu: bool, path: Path) -> list[Tensor]:
     s = d["statistics"]
     y, saved = joined_norm(d["h"], d["gamma"], d["beta"], s, d["join"] if join else None, relu=relu, path=path)
     slopes = joined_norm_back(d["dy"], saved, d["gamma"], s.keep, path=path)
@@ -63,9 +64,9 @@ def test_the_contract_is_the_formula(shape: tuple[int, ...], keep: float, join: 
     y = formula(d, join, relu)
     wanted = [y, *torch.autograd.grad(y, leaves, d["dy"])]
     with torch.no_grad():
-        found = ours(d, join, relu, "torch")
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        for path in PATHS:
+            for a, b in zip(ours(d, join, relu, path), wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -92,7 +93,7 @@ def test_far_means_do_not_spoil_the_variance() -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["torch", "compiled"])
+@pytest.mark.parametrize("path", [*PATHS, "compiled"])
 @torch.no_grad()
 def test_what_is_not_a_number_is_not_hidden(path: Any) -> None:
     d = drawn((2, 4, 3, 3), 1.0)
