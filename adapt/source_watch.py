@@ -34,6 +34,8 @@ NEAR_BATCHES, NEAR_WINDOWS = 500, 4
 """Two collapses are near each other within this many batches, or windows of rows in shadow where those last longer."""
 SKIPS, MOST_SKIPS = 50, 0.9
 """Batches over which skipped steps are counted, and the share of them that is told."""
+SKEWED = 0.6
+"""Share of the source's answers from which on rows may well be of one class; three quarters where there are two."""
 SOURCE = "source"
 """Key in the trace: int64[B, 2], the learner's and the source's answer, -1 where the source was not asked."""
 
@@ -181,7 +183,7 @@ class SourceWatch:
         """Whether the source itself says mostly what the learner says mostly: the rows may well be of that class."""
         classes = self._mine.shape[1]
         mine, its = (np.bincount(p.argmax(1), minlength=classes) for p in (self._mine, self._its))
-        return bool(mine.argmax() == its.argmax() and its.max() >= max(0.5, 1.5 / classes) * its.sum())
+        return bool(mine.argmax() == its.argmax() and its.max() >= max(SKEWED, 1.5 / classes) * its.sum())
 
     def _tell(self, gain: float) -> None:
         """Warn once each time the learner comes to look worse than its source, and take that back after a window."""

@@ -57,10 +57,16 @@ def estimated_gain(adapted: Array, source: Array) -> float:
         gain = (I_adapted - I_source) / ln C - max(0, R_source - R_adapted) / 2,  cut to [-d, d]
 
     The first part sees collapse: it lowers the spread of answers by more than the entropy of each. It is blind where
-    statistics of a batch from one class are normalised away, since answers then spread; that loses the source's runs,
+    statistics of a batch from few classes are normalised away, since answers then spread; that loses the source's runs,
     which is the second part. Both compare with the source, never with uniform, so that skewed streams count as they
-    are. It is a guess: where the source itself is wrong with a system (one corruption, one class), it can be off by
-    0.2, and a model whose answers tell much and are wrong (two classes swapped) looks as good as its source.
+    are.
+
+    Windows of 256 rows of fashion-c (severity 5; not used for the fit; bn-adapt, tent, rsgs, batches of 16 and 64,
+    labels shuffled and in runs): correlation with the true gain 0.90, the right sign in 94 % of windows whose gain
+    exceeds 5 points, rms error 15 points; the difference of mean confidences has 0.11, 58 % and 34. It makes gains too
+    small (+12 for +20 on digits-c) and losses of collapsed models too large (-60 for -48). It is wrong where runs are
+    about as long as batches (+5 for -16 on mnist-c in runs, batches of 64), where the source answers one class to all
+    rows, where rows are long of one class, and of models that are as sure and as spread and answer wrongly.
     """
     classes = adapted.shape[1]
     mine, its = adapted.argmax(1), source.argmax(1)

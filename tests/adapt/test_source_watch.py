@@ -155,9 +155,9 @@ def test_labels_in_order_are_no_collapse(truth: str, size: int) -> None:
     """The learner is right and the source less often: only beside uniform would this look like a collapse."""
     n = 8000
     ys = {"sorted": np.arange(n) * CLASSES // n, "one class": np.full(n, 2), "runs": np.arange(n) // 40 % CLASSES}
-    loop, records = run(Drifting(mine=0.02), Rows(n, size, ys[truth]))
+    loop, records = run(Drifting(mine=0.02, error=0.25), Rows(n, size, ys[truth]))
     assert happened(records) == []
-    assert loop.summary()["source"]["gain"] > 0.2
+    assert loop.summary()["source"]["gain"] > 0.15
 
 
 def test_collapse_goes_back_to_the_last_good_snapshot() -> None:
