@@ -19,6 +19,7 @@ _HOMES = {
     "adapt.loop": "Loop Record",
     "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",
     "adapt.learners": "learner=make_learner",
+    "adapt.learners.acu": "ACU",
     "adapt.learners.gradient": "GradientLearner",
     "adapt.learners.replay": "Finetune ER ERACE DERpp AGEM Joint",
     "adapt.learners.adab2n": "AdaB2N",

@@ -58,6 +58,7 @@ RUNS = {
     "frozen": ["--learner", "frozen:majority", "--set", "after=700"],
     "hoeffding-tree": ["--learner", "hoeffding-tree", "--set", "adaptive=true", "--set", "grace=50"],
     "driftmoe": ["--learner", "driftmoe"],
+    "acu": ["--learner", "acu", "--set", "width=32", "--batch", "16"],
 }
 
 

@@ -73,6 +73,8 @@ class ACU(Learner):
         """Keep a record of the rows between two boundaries, to forget them without the rows."""
         salt: str = ""
         """Secret of the digests; needed where rows are not kept."""
+        alert: int = 5
+        """A certificate names the classes that a request leaves with fewer rows than this."""
         temperature: float = 0.15
         """Of the softmax that turns the head's answers into scores."""
 
@@ -221,6 +223,7 @@ class ACU(Learner):
             "rows": len(places),
             "digests": digests,
             "equal_rows_left": copies,
+            "thin_classes": np.flatnonzero((self.head.counts < counts) & (self.head.counts < p.alert)).tolist(),
             "counts_before": counts.tolist(),
             "counts_after": self.head.counts.tolist(),
             "bound": self.head.bound(),

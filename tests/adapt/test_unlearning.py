@@ -117,6 +117,15 @@ def test_older_checkpoints_are_purged_and_named(tmp_path: Path) -> None:
     assert entry["after"] == head(loop.learner) == NEVER
 
 
+def test_an_empty_request_is_a_line_and_changes_nothing(tmp_path: Path) -> None:
+    loop = Loop(acu(), ledger=dw.Ledger(tmp_path / "ledger.jsonl"))
+    loop.predict(rows(0, 50))
+    before = head(loop.learner)
+    loop.forget(dw.Forget(np.empty(0, np.int64), 0.0))
+    (entry,) = dw.Ledger(tmp_path / "ledger.jsonl").entries()
+    assert (entry["ids"], entry["before"], entry["after"]) == ([], before, before)
+
+
 def test_a_request_in_a_stream_is_a_record() -> None:
     stream = dw.ask_to_forget(
         dw.rebatch(dw.streams.from_arrays(X[:200], Y[:200], spec=SPEC), 10), {150: np.array(GONE), 160: np.array([7])}

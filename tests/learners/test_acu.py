@@ -236,6 +236,14 @@ def test_the_certificate_bounds_the_distance(settings: dict[str, Any]) -> None:
     assert len(found["digests"]) == 20
 
 
+def test_a_class_that_a_request_leaves_thin_is_named() -> None:
+    learner = teach(acu(alert=10))
+    of_one = np.flatnonzero(Y == 1)
+    assert learner.forget(of_one[:3]).certificate["thin_classes"] == []
+    assert learner.forget(of_one[9:]).certificate["thin_classes"] == [1]
+    assert learner.forget(np.flatnonzero(Y == 0)[:1]).certificate["thin_classes"] == []
+
+
 @pytest.mark.parametrize(
     ("provenance", "words"),
     [("drawn", ""), ("public", "declared"), ("contains_user_data", "not exact"), ("unknown", "not exact")],
