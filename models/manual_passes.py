@@ -73,7 +73,9 @@ class Plan:
         """What the norm normalises h by."""
         norm = self.norms[at]
         mode = norm.mode(h)
-        keep = {"source": 1.0, "batch": 0.0}.get(mode, norm.prior / (norm.prior + len(h)))
+        keep = 1.0 if mode == "source" else 0.0
+        if mode == "mixed":
+            keep = norm.prior / (norm.prior + len(h))
         return Statistics(norm.running_mean, norm.running_var, keep, norm.eps)
 
     @property
