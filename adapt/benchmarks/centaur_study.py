@@ -48,6 +48,8 @@ METHODS = (
     *("full, T fitted", "cluster, guard", "cluster6, guard", "full, guard"),
 )
 
+PAIRS = (("full", "cluster6"), ("full, guard", "cluster6, guard"), ("cluster6", "shuffled"), ("cluster6", "cluster"))
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -78,6 +80,7 @@ def measure() -> list[Row]:
     subjects = [_subject(spec, seed) for seed in range(SEEDS)]
     rows = _baseline(subjects)
     tuned: dict[str, float] = {}
+    kept: dict[str, list[Array]] = {}
     for method in METHODS:
         grid = {delta: _outcome(subjects, "validation", method, delta) for delta in GRID}
         rows += [_grid_row(subjects, method, delta, plans) for delta, plans in grid.items()]
@@ -86,10 +89,10 @@ def measure() -> list[Row]:
         shares = [_changed(subjects, "validation", plans) for plans in grid.values()]
         equal = {f"at {100 * share:g} %": _at_share(shares, share) for share in SHARES}
         for name, delta in {"tuned": tuned[method], **equal}.items():
-            plans = _outcome(subjects, "test", method, delta)
+            plans = kept[f"{method}, {name}"] = _outcome(subjects, "test", method, delta)
             rows += _report(subjects, f"{method}, {name}, delta {delta:.3g}", plans)
             tell(f"centaur study: {rows[-len(SUB)]['case']}: {rows[-len(SUB)]['ours']:.2f}")
-    return rows + _fallback(subjects) + _failures(subjects) + _costs(subjects[0])
+    return rows + _beside(subjects, kept) + _fallback(subjects) + _failures(subjects) + _costs(subjects[0])
 
 
 # --- planners and their gradients -----------------------------------------------------------------------------------
@@ -268,6 +271,20 @@ def _report(subjects: list[Subject], case: str, plans: list[Array]) -> list[Row]
     gain = new[:, 0] - old[:, 0]
     shares = (_changed(subjects, "test", plans), (gain > SWING).mean(), (gain < -SWING).mean())
     rows[0] |= {name: round(100 * float(v), 2) for name, v in zip(("changed", "helped", "harmed"), shares, strict=True)}
+    return rows
+
+
+def _beside(subjects: list[Subject], kept: Mapping[str, list[Array]]) -> list[Row]:
+    """Methods beside one another, scene by scene, their deltas chosen in the same way."""
+    rows = []
+    for ours, peer in PAIRS:
+        for name in ("tuned", *(f"at {100 * share:g} %" for share in SHARES)):
+            if f"{ours}, {name}" in kept and f"{peer}, {name}" in kept:
+                new, old = (_all(subjects, "test", kept[f"{m}, {name}"])[:, 0] for m in (ours, peer))
+                low, high = (float(v) for v in paired_interval(new - old))
+                row = _row(f"test, {ours} beside {peer}, {name}", "points", 100 * new.mean(), 100 * old.mean())
+                row |= {"peer_name": peer, "difference": round(100 * float((new - old).mean()), 3)}
+                rows.append(row | {"interval": [round(100 * low, 3), round(100 * high, 3)]})
     return rows
 
 

@@ -17,7 +17,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     values = {"SEEDS": 2, "VALIDATION": 4, "TEST": 5, "GRID": (1e-3, 0.1), "QUANTILES": (0.5,), "SHARES": (0.4,)}
     for name, value in values.items():
         monkeypatch.setattr(centaur_study, name, value)
-    monkeypatch.setattr(centaur_study, "METHODS", ("cluster6", "ascent", "random", "full, guard"))
+    monkeypatch.setattr(centaur_study, "METHODS", ("cluster6", "ascent", "random", "cluster"))
     monkeypatch.setattr(
         centaur_study, "open_stream", lambda name, severity: open_stream(name, severity=severity, plans=16, training=16)
     )
@@ -42,6 +42,8 @@ def test_study_reports_every_method_with_intervals_and_the_whole_grid() -> None:
         assert np.mean(tuned["each_planner"]) == pytest.approx(tuned["difference"], abs=0.01)
         assert 0 <= tuned["helped"] + tuned["harmed"] <= tuned["changed"] <= 100
     assert any(case.startswith("test, fallback") for case in cases)
+    pair = cases["test, cluster6 beside cluster, tuned"]
+    assert pair["difference"] == pytest.approx(pair["ours"] - pair["peer"], abs=2e-3)
     assert all(np.isfinite(row["ratio"]) for row in rows)
 
 
