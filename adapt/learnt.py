@@ -49,7 +49,7 @@ class Learnt:
         self._used = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._places.values()))
+        return self._used - len(self._free)
 
     def digests(self, z: Array, labels: Array) -> Array:
         """int64[m, 2]: keyed digests of base features (float32 numbers) and label."""
@@ -73,6 +73,7 @@ class Learnt:
                 self._rows[at] = z[i]
             self._places.setdefault(row, []).append(at)
             self._copies[digests[i].tobytes()] += 1
+        self._total += digests.sum(axis=0)
 
     def _place(self) -> int:
         if self._free:
@@ -132,6 +133,7 @@ class Learnt:
             if not self._copies[digest]:
                 del self._copies[digest]
             heappush(self._free, at)
+        self._total -= self._digests[places].sum(axis=0)
         self._ids[places] = FREE
         for array in (self._labels, self._groups, self._digests, self._rows):
             array[places] = 0
@@ -155,6 +157,13 @@ class Learnt:
     def hex_digests(self, places: Array) -> list[str]:
         """The keyed digests of these rows, for a certificate."""
         return [self._digests[at].tobytes().hex() for at in places.tolist()]
+
+    def digest(self) -> str:
+        """sha256 over the multiset of learnt rows: of their number and the sum of their keyed digests mod 2^64.
+
+        Whatever the order in which rows were learnt and forgotten; kept up to date with every row.
+        """
+        return hashlib.sha256(self._total.tobytes() + len(self).to_bytes(8, "little")).hexdigest()
 
     def everywhere(self, *, label: int | None = None, group: int | None = None) -> Array:
         """Places of all rows, of a class, or of a group, in the order of places."""
@@ -203,3 +212,4 @@ class Learnt:
                 self._places.setdefault(row, []).append(at)
                 self._copies[self._digests[at].tobytes()] += 1
         heapify(self._free)
+        self._total = self._digests[: self._used].sum(axis=0)

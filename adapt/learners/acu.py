@@ -13,8 +13,8 @@ the list of learnt rows that a request is checked against, the certificate, reti
 What is kept to forget by id alone (keep="rows", the default): the base features z of every learnt row, 4 bytes a
 number (3.1 kB a row of 784 pixels, 188 MB for 60,000), its label, group and digest: personal data for as long as the
 row is not forgotten. keep="digests" keeps 40 bytes a row and no features; whoever asks then hands the rows over
-(``forget_rows``), which are compared with the digests. groups=True keeps a record of each group as well, at most d x d
-numbers, by which the group can be forgotten without its rows.
+(``forget_rows``), which are compared with the digests. groups=True then keeps a record of each group as well, at most
+d x d numbers, by which the group can be forgotten without its rows.
 
 The head equals the one trained on the remaining rows. The backbone is another matter: it is said where it comes from,
 and nothing is called exact where it may have been trained on what is to be forgotten. A state before and one after a
@@ -23,7 +23,6 @@ request give the forgotten rows' features away: keep states confidential and del
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,9 +69,12 @@ class ACU(Learner):
         keep: Literal["rows", "digests"] = "rows"
         """What is kept of a learnt row to take it out again."""
         groups: bool = False
-        """Keep a record of the rows between two boundaries, to forget them without the rows."""
+        """Tell the rows between two boundaries apart, so that they can be forgotten together; without kept rows by a
+        record of each group."""
         salt: str = ""
         """Secret of the digests; needed where rows are not kept."""
+        certificate: Literal["full", "quick"] = "full"
+        """full: digests of the sums and the residual's bound; quick: digests of the list of learnt rows, no bound."""
         alert: int = 5
         """A certificate names the classes that a request leaves with fewer rows than this."""
         temperature: float = 0.15
@@ -87,6 +89,9 @@ class ACU(Learner):
                 raise ValueError("bitwise sums and class weights need the engine statistics")
             if self.keep == "digests" and not self.salt:
                 raise ValueError("keep=digests needs a salt: digests alone could be guessed")
+            plain = self.engine != "float32" and self.exact == "float" and self.weighting == "none"
+            if self.groups and self.keep == "digests" and not plain:
+                raise ValueError("records of groups are kept in float64, for the engines statistics and low-latency")
 
     def __init__(
         self, spec: StreamSpec, params: Params | None = None, seed: int = 0, *, features: FeatureMap | None = None
@@ -104,11 +109,8 @@ class ACU(Learner):
         self.group = 0
         """How many boundaries there were: the group of the rows that are learnt now."""
         self.changes = 0
+        self._keeps_records = p.groups and p.keep == "digests"
         if p.groups:
-            if p.engine == "float32" or bitwise or p.weighting == "air":
-                raise InputError(
-                    "acu: records of groups are kept in float64, for the engines statistics and low-latency"
-                )
             self.needs = frozenset({"boundaries"})
 
     def _new_head(self) -> Any:
@@ -134,7 +136,7 @@ class ACU(Learner):
         x, targets = self.expand(z), self._targets(y)
         self.head.learn(x, targets)
         self.learnt.add(batch.ids, z, y, self.group)
-        if self.params.groups:
+        if self._keeps_records:
             self.records.setdefault(self.group, Record(self.expand.width)).add(x, targets)
         self.changes += 1
 
@@ -154,6 +156,8 @@ class ACU(Learner):
 
     def forget_whole(self, kind: str, number: int) -> Receipt:
         """Take out all rows of a class or group."""
+        if kind not in ("class", "group") or (kind == "group" and not self.params.groups):
+            raise CannotForget(f"there are no {kind}s here" + "; groups=true tells them apart" * (kind == "group"))
         places = self.learnt.everywhere(**{"label" if kind == "class" else "group": number})
         if not len(places):
             raise CannotForget(f"there are no learnt rows of {kind} {number}")
@@ -164,7 +168,7 @@ class ACU(Learner):
     # --- taking out ---------------------------------------------------------------------------------------------
 
     def _take_out(self, kind: str, places: Array, z: Array, y: Array) -> Receipt:
-        before, counts = self.head.digest(), self.head.counts.copy()
+        before, counts = self._digest(), self.head.counts.copy()
         if len(places):
             x, targets = self.expand(z), self._targets(y)
             rebuilt = False
@@ -177,7 +181,7 @@ class ACU(Learner):
             except StateCorrupt as fault:
                 self._rebuild(places, fault)
                 rebuilt = True
-            if self.params.groups:
+            if self._keeps_records:
                 self._out_of_records(places, x, targets)
         else:
             rebuilt = False
@@ -185,7 +189,7 @@ class ACU(Learner):
 
     def _take_out_whole(self, kind: str, number: int, places: Array) -> Receipt:
         """Without the rows: a class whose sums are apart, or a group that has a record."""
-        before, counts = self.head.digest(), self.head.counts.copy()
+        before, counts = self._digest(), self.head.counts.copy()
         if kind == "class" and self.params.weighting == "air":
             self.head.forget_class(number)
         elif kind == "group" and number in self.records:
@@ -226,7 +230,7 @@ class ACU(Learner):
             "thin_classes": np.flatnonzero((self.head.counts < counts) & (self.head.counts < p.alert)).tolist(),
             "counts_before": counts.tolist(),
             "counts_after": self.head.counts.tolist(),
-            "bound": self.head.bound(),
+            "bound": self.head.bound() if p.certificate == "full" else None,
             "smallest_pivot": float(self.head.pivot) if np.isfinite(self.head.pivot) else None,
             "followed_error": getattr(self.head, "error", None),
             "rebuilt": rebuilt,
@@ -239,7 +243,12 @@ class ACU(Learner):
             "numpy": np.__version__,
         }
         said = guarantee(p.exact, p.engine, self.features.provenance)
-        return Receipt(tuple(dict.fromkeys(ids.tolist())), before, self.head.digest(), said, certificate)
+        return Receipt(tuple(dict.fromkeys(ids.tolist())), before, self._digest(), said, certificate)
+
+    def _digest(self) -> str:
+        """Of the sums, or, where that would take longer than the request, of what they are sums of."""
+        found: str = self.head.digest() if self.params.certificate == "full" else self.learnt.digest()
+        return found
 
     def bar(self, ids: Array) -> None:
         there = self.learnt.known(ids)
@@ -284,8 +293,12 @@ class ACU(Learner):
         return {"learnt": float(self.head.n), "forgotten": float(sum(self.learnt.forgotten.values()))}
 
     def facts(self) -> dict[str, Any]:
-        facts: Mapping[str, Any] = {"features": self.features.width, "provenance": self.features.provenance}
-        return {**facts, "head_sha256": self.head.digest()}
+        return {
+            "features": self.features.width,
+            "provenance": self.features.provenance,
+            "learnt_sha256": self.learnt.digest(),
+            "head_sha256": None if self.params.engine == "low-latency" else self.head.digest(),
+        }
 
     def state(self) -> State:
         return {

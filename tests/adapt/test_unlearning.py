@@ -189,7 +189,7 @@ def test_a_finished_run_forgets(table: Path, tmp_path: Path, capsys: pytest.Capt
         (["--ids", "3,900"], "refused, nothing was changed: row 900 was never learnt"),
         (["--ids", "3,x"], "'x' is not the number of a row"),
         (["--class", "z"], "no such class (l, m, n)"),
-        (["--group", "4"], "no learnt rows of group 4"),
+        (["--group", "0"], "no groups here; groups=true tells them apart"),
     ],
 )
 def test_what_cannot_be_forgotten_is_one_line(

@@ -191,6 +191,41 @@ def test_a_group_goes_without_its_rows(engine: Any) -> None:
         learner.forget_whole("group", 1)
 
 
+def test_groups_that_are_not_told_apart_are_no_groups() -> None:
+    learner = teach(acu())
+    for kind in ("group", "spam"):
+        with pytest.raises(dw.CannotForget, match=f"no {kind}s here"):
+            learner.forget_whole(kind, 0)
+    learner = acu(groups=True, exact="bitwise")
+    teach(learner, range(100))
+    learner.boundary(dw.Boundary("b", 0.0))
+    teach(learner, range(100, 200))
+    assert learner.forget_whole("group", 0).after == teach(acu(exact="bitwise"), range(100, 200)).head.digest()
+    assert not learner.records
+
+
+@pytest.mark.parametrize("engine", ["statistics", "low-latency"])
+def test_a_quick_certificate_digests_the_list_of_rows(engine: Any) -> None:
+    learner = teach(acu(certificate="quick", engine=engine))
+    receipt = learner.forget(np.array([3, 90]))
+    others = [i for i in range(200) if i not in (3, 90)]
+    never = teach(acu(certificate="quick", engine=engine), others[::-1])
+    assert receipt.after == never.facts()["learnt_sha256"] != receipt.before
+    assert receipt.certificate["bound"] is None
+    assert_allclose(weights(learner), weights(never), atol=1e-10)
+    again = acu(certificate="quick", engine=engine)
+    again.load(learner.state())
+    assert again.facts()["learnt_sha256"] == receipt.after
+
+
+@every
+def test_asking_for_facts_changes_nothing(settings: dict[str, Any]) -> None:
+    learner = teach(acu(**settings), size=1)
+    before = digest(learner.state())
+    learner.facts()
+    assert digest(learner.state()) == before
+
+
 def test_a_forgotten_row_is_overwritten() -> None:
     learner = teach(acu())
     needle = learner.features(X[5:6]).astype(np.float32).tobytes()
@@ -279,6 +314,7 @@ def test_a_state_of_another_backbone_is_refused() -> None:
         {"bits": 13},
         {"engine": "low-latency", "exact": "bitwise"},
         {"keep": "digests"},
+        {"keep": "digests", "salt": "s", "groups": True, "exact": "bitwise"},
     ],
 )
 def test_parameters_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
