@@ -181,6 +181,16 @@ def test_compiling_serves_sizes_that_come_again(monkeypatch: pytest.MonkeyPatch)
     assert again.way(x) == "compiled"
 
 
+def test_a_few_sizes_get_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = fastest(None)
+    Clock(monkeypatch, [one], {"fused": 0.1})
+    for n in range(1, 9):
+        for _ in range(2):
+            one.choose(rows(n))
+    assert list(one.chosen.values()) == ["fused"] * fastest_passes.SIZES
+    assert one.way(rows(8)) == PLAIN
+
+
 def test_other_networks_go_by_autograd() -> None:
     for net in (ready("convnet:4", norm="group"), nn.Sequential(nn.Flatten(), nn.Linear(64, 3))):
         names = [n for n, _ in net.named_parameters()][-2:]
