@@ -322,7 +322,7 @@ def make_source_watch(config: RunConfig, learner: Learner) -> SourceWatch | None
     """The guard beside the source; None where it is turned off, the learner starts from no source, or answers are
     plans, of which many are as good as the one that the source would choose."""
     watched = config.guard and "source" in learner.needs and learner.spec.worth is None
-    return SourceWatch() if watched and learner.spec.target == "classification" else None
+    return SourceWatch(stand_in=config.stand_in) if watched and learner.spec.target == "classification" else None
 
 
 def _check_worker(config: RunConfig, continual: Continual | None, learner: Learner) -> None:

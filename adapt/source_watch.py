@@ -10,7 +10,7 @@ then the rows may well be of that class. A sign must show at three looks in a ro
 Then the learner goes back to the last good snapshot of what adaptation moved: one after which a whole window looked no
 worse than the source. A second collapse soon after makes its steps gentler, a third takes it back to where it began
 and ends adaptation. After a rollback, and while the estimate stays below -0.05, the learner is doubted: there is a
-warning, and the source answers for it (ours; ``stand_in``) until a whole window looks no worse than the source.
+warning, and with ``stand_in`` (ours) the source answers for it until a whole window looks no worse than the source.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SourceWatch:
     """Watches one learner that has a source model, and takes it back when it collapses.
 
     every: batches of which one is in shadow. window: rows that signs are read from. keep: good snapshots. apart: least
-    batches between two snapshots. stand_in: whether the source may answer for the learner. Memory is at most keep + 2
+    batches between two snapshots. stand_in: the source may answer for the learner. Memory is at most keep + 2
     times what adaptation moves, and two windows of scores.
 
     ``notes`` are (kind, words) of what happened since they were last taken: rollback, frozen or warning.
@@ -62,7 +62,7 @@ class SourceWatch:
     columns: ClassVar[tuple[str, ...]] = ("source_gain", "source_gain_estimated")
 
     def __init__(
-        self, every: int = 8, window: int = 256, keep: int = 3, apart: int = 50, *, stand_in: bool = True
+        self, every: int = 8, window: int = 256, keep: int = 3, apart: int = 50, *, stand_in: bool = False
     ) -> None:
         if min(every, keep, apart) < 1 or window < LEAST:
             raise ValueError(f"every, keep and apart are at least 1, window at least {LEAST}")

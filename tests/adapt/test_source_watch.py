@@ -221,13 +221,13 @@ def test_what_is_not_finite_goes_back_to_the_newest_snapshot() -> None:
 
 def test_a_learner_that_looks_worse_is_named_once_and_its_source_answers() -> None:
     worse = {"mine": 0.6, "error": 0.1}
-    loop, records = run(Still(**worse), Rows(6000))
+    loop, records = run(Still(**worse), Rows(6000), SourceWatch(stand_in=True))
     assert happened(records) == ["warning"]
     found = loop.summary()["source"]
     assert found["gain"] < -0.4
     assert found["estimated_gain"] < -0.05
     assert found["stood_in"] > 4000
-    alone, _ = run(Still(**worse), Rows(6000), SourceWatch(stand_in=False))
+    alone, _ = run(Still(**worse), Rows(6000))
     assert alone.summary()["source"]["gain"] == found["gain"]
     assert alone.summary()["source"]["stood_in"] == 0
     assert loop.summary()["accuracy"] > alone.summary()["accuracy"] + 0.3

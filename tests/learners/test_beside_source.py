@@ -67,7 +67,7 @@ def test_going_back_is_worth_points(net: Network, stand_in: bool, worth: float) 
 def test_the_source_stands_in_where_statistics_fail(net: Network) -> None:
     """Nothing to go back to: what is wrong is that a batch is of few classes."""
     alone = run(net, BatchNormAdapt(), stream("correlated"), 16, None)
-    watched = run(net, BatchNormAdapt(), stream("correlated"), 16, SourceWatch())
+    watched = run(net, BatchNormAdapt(), stream("correlated"), 16, SourceWatch(stand_in=True))
     assert watched["source"]["rollbacks"] == 0
     assert watched["source"]["stood_in"] > 1000
     assert watched["accuracy"] > alone["accuracy"] + 0.2
