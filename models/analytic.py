@@ -29,7 +29,10 @@ Array = NDArray[Any]
 
 SLACK = 1e-6
 """Of gamma: how far below zero the smallest eigenvalue of a sum of x x^T may seem to lie by rounding."""
+STRIP = 128
 REFINEMENTS = 3
+REFINED_FROM = 1e9
+"""Condition of A, as its pivots tell it, from which the solve is corrected by its residual."""
 LIMIT = 2**62
 """Where sums of integers end, with a bit to spare."""
 EXACT = 2**53
@@ -115,6 +118,7 @@ class Statistics:
         self.pivot = float("nan")
         """The smallest pivot of the last factor, or of the last check of a request."""
         self._lower: Array | None = None
+        self._place: Array | None = None
         self._weights: Array | None = None
 
     @property
@@ -273,13 +277,11 @@ class Statistics:
         """W, float64[d, C]: made when first asked for after a change. Columns of classes without rows are zero."""
         if self._weights is None:
             half, right = self.sums()
-            whole = half.copy()
-            whole.flat[:: self.d + 1] += self.gamma
-            lower, definite = factor(whole)
+            lower, definite = factor(self._copied(half))
             if not definite:
                 raise StateCorrupt("A is not positive definite: rows were taken out that were never put in")
             self.pivot = smallest_pivot(lower)
-            self._weights = self._refined(half, right, lower)
+            self._weights = self._solved(half, right, lower)
             self._lower = lower
         return self._weights
 
@@ -299,11 +301,23 @@ class Statistics:
         """B - A W."""
         return right - (half_times(half, weights) + self.gamma * weights) if right.size else right
 
-    def _refined(self, half: Array, right: Array, lower: Array) -> Array:
-        """A^-1 B by the factor, then corrected by what it leaves for as long as that falls."""
+    def _copied(self, half: Array) -> Array:
+        """The upper triangle with gamma on its diagonal, in the place that the last factor had."""
+        if self._place is None:
+            self._place = np.zeros((self.d, self.d))
+        for i in range(0, self.d, STRIP):
+            self._place[i : i + STRIP, i:] = half[i : i + STRIP, i:]
+        self._place.flat[:: self.d + 1] += self.gamma
+        return self._place
+
+    def _solved(self, half: Array, right: Array, lower: Array) -> Array:
+        """A^-1 B by the factor; where A is badly conditioned, corrected by its residual for as long as that falls."""
         if not right.size:
             return np.zeros(right.shape)
         found, _ = lapack.dpotrs(lower, right, lower=1)
+        pivots = np.diagonal(lower)
+        if (pivots.max() / pivots.min()) ** 2 < REFINED_FROM:
+            return np.ascontiguousarray(found)
         rest = self._rest(half, right, found)
         size = float(np.linalg.norm(rest))
         for _ in range(REFINEMENTS):

@@ -29,6 +29,9 @@ from .analytic import Array, NotContained, StateCorrupt, Statistics, add_outer, 
 ROUNDING = 1.2e-16
 SHARE = 12
 """More rows than d / 12 are cheaper by a factorisation."""
+FEW = 32
+"""Rows up to which a product with half a matrix, which BLAS packs anew for every call, is cheaper by strips."""
+STRIP = 64
 EDGE = 1e-6
 """Smallest 1 - leverage that is trusted."""
 
@@ -40,7 +43,7 @@ class Inverse:
     that would pass it; 1: at the end of every request. tolerance: of the relative error of W. every: requests after
     which R0 is made anew whatever the monitor says.
 
-    Memory: 8 d^2 bytes each for A and R0 (128 MB at d = 4096), 16 d for every row that waits for a fold.
+    Memory: 8 d^2 bytes each for A, its factor and R0 (128 MB at d = 4096), 16 d for every row that waits for a fold.
     """
 
     def __init__(
@@ -181,10 +184,7 @@ class Inverse:
     def times_inverse(self, x: Array) -> Array:
         """X A^-1, float64[m, d]."""
         half = self._inverse()
-        if len(x) <= 16:  # a product with half a matrix is packed anew for every call, which only many rows repay
-            p = np.stack([blas.dsymv(1.0, half.T, row, lower=1) for row in x])
-        else:
-            p = np.ascontiguousarray(half_times(half, x.T).T)
+        p = _few_times(half, x) if len(x) <= FEW else np.ascontiguousarray(half_times(half, x.T).T)
         if self.waiting:
             z = self.z[: self.waiting]
             p += ((x @ z.T) * self.signs[: self.waiting]) @ z
@@ -303,3 +303,16 @@ class Inverse:
         self.error, self.rounding = float(state["error"]), float(state["rounding"])
         self.since, self.refreshes = int(state["since"]), int(state["refreshes"])
         self.pivot = float("nan")
+
+
+def _few_times(half: Array, x: Array) -> Array:
+    """X times the symmetric matrix whose upper triangle is given: every strip of it is read once, for both halves."""
+    p = np.zeros_like(x)
+    for i in range(0, len(half), STRIP):
+        j = i + STRIP
+        corner = np.triu(half[i:j, i:j])
+        p[:, i:j] += x[:, i:j] @ (corner + np.triu(corner, 1).T)
+        right = half[i:j, j:]
+        p[:, j:] += x[:, i:j] @ right
+        p[:, i:j] += x[:, j:] @ right.T
+    return p

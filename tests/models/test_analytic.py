@@ -165,6 +165,24 @@ def test_requests_commute_and_undo(make: Maker, digits: tuple[Array, Array, Arra
     assert_allclose(head.weights(), retrained(x, y), atol=1e-10)
 
 
+@pytest.mark.parametrize("d", [5, 64, 150])
+def test_few_rows_times_half_a_matrix(d: int) -> None:
+    rng = np.random.default_rng(d)
+    half, x = np.triu(rng.normal(size=(d, d))), rng.normal(size=(7, d))
+    head = Inverse(d)
+    head.inverse = half
+    assert_allclose(head.times_inverse(x), x @ (half + np.triu(half, 1).T), atol=1e-12)
+
+
+def test_a_badly_conditioned_solve_is_corrected(digits: tuple[Array, Array, Array]) -> None:
+    """gamma = 1e-9, condition above 1e9: what W leaves of B falls below what the factor alone leaves."""
+    x, y = expanded(digits[0][:300], 200), onehot(digits[1][:300])
+    head = taught(Statistics(200, gamma=1e-9), x, y)
+    lower = np.linalg.cholesky(x.T @ x + 1e-9 * np.eye(200))
+    alone = np.linalg.solve(lower.T, np.linalg.solve(lower, x.T @ y))
+    assert head.bound() < head.bound(alone)
+
+
 def test_only_half_of_the_inverse_is_written_and_g_is_r_times_x(digits: tuple[Array, Array, Array]) -> None:
     """G = R X^T M^-1 of the state before equals R' X^T of the state after."""
     x, y = expanded(digits[0][:300], 48), onehot(digits[1][:300])
