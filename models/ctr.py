@@ -10,8 +10,9 @@ field's vector) and a first-order weight w_f. One logit a row:
     din      as deepfm's MLP, beside e also sum_j a_j g_j, g the items of the user's last clicks,
              a_j = MLP(g_j, e_item, g_j - e_item, g_j * e_item), not normalised
 
-The hidden vector is what the last linear form is taken of: the addends of lr; the pairwise vector
-1/2 ((sum e)^2 - sum e^2) of fm; the last layer after its ReLU of the others (dcnv2: cross part and deep part).
+The hidden vector holds all that the logit is the sum of: the w_f; the numbers of fm's pairwise vector
+1/2 ((sum e)^2 - sum e^2); the last layer (dcnv2: cross part and deep part) times its weights. The last layer alone
+would not know what the other parts of deepfm say.
 
 Sources: Rendle, Factorization machines, ICDM 2010; Guo et al., DeepFM, IJCAI 2017; Wang et al., DCN V2, WWW 2021
 (the parallel structure); Zhou et al., Deep interest network, KDD 2018 (its PReLU and Dice are ReLU here). Hashing:
@@ -120,33 +121,37 @@ class ClickModel(nn.Module):
             self.deep = _mlp(inputs, widths)
         if kind == "dcnv2":
             self.cross = nn.ModuleList(nn.Linear(inputs, inputs) for _ in range(crosses))
-        self.hidden = {"lr": fields, "fm": dim, "dcnv2": inputs + widths[-1]}.get(kind, widths[-1])
+        self.hidden = fields + (dim if kind in ("fm", "deepfm") else 0)
         if kind in ("deepfm", "dcnv2", "din"):
-            self.last = nn.Linear(self.hidden, 1, bias=False)
+            last = widths[-1] + (inputs if kind == "dcnv2" else 0)
+            self.hidden += last
+            self.last = nn.Linear(last, 1, bias=False)
 
     def forward(self, rows: Tensor, value: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """rows: int64[B, F], places in the table. value: float[B, F], 1 for categories. past: int64[B, H], -1: none."""
-        addends = self.first(rows)[..., 0] * value
-        linear = addends.sum(1) + self.bias
-        if self.kind == "lr":
-            return linear, addends
-        e = self.vectors(rows) * value[..., None]
-        if self.kind in ("fm", "deepfm"):
-            pairs = 0.5 * (e.sum(1) ** 2 - (e**2).sum(1))
-            linear = linear + pairs.sum(1)
-            if self.kind == "fm":
-                return linear, pairs
+        parts = [self.first(rows)[..., 0] * value]
+        if self.kind != "lr":
+            e = self.vectors(rows) * value[..., None]
+            if self.kind in ("fm", "deepfm"):
+                parts.append(0.5 * (e.sum(1) ** 2 - (e**2).sum(1)))
+            if self.kind != "fm":
+                parts.append(self._layers(e, past) * self.last.weight)
+        hidden = torch.cat(parts, 1)
+        return hidden.sum(1) + self.bias, hidden
+
+    def _layers(self, e: Tensor, past: Tensor | None) -> Tensor:
+        """The last layer of the network on embeddings float[B, F, dim], beside the crosses if there are any."""
         x = e.flatten(1)
         if self.kind == "din":
             assert past is not None, "din is given histories"
             x = torch.cat([x, self._interest(e[:, self.item], past)], 1)
-        hidden = self.deep(x)
-        if self.kind == "dcnv2":
-            crossed = x
-            for layer in self.cross:
-                crossed = x * layer(crossed) + crossed
-            hidden = torch.cat([crossed, hidden], 1)
-        return linear + self.last(hidden)[:, 0], hidden
+        deep: Tensor = self.deep(x)
+        if self.kind != "dcnv2":
+            return deep
+        crossed = x
+        for layer in self.cross:
+            crossed = x * layer(crossed) + crossed
+        return torch.cat([crossed, deep], 1)
 
     def _interest(self, item: Tensor, past: Tensor) -> Tensor:
         """float[B, dim]: the items of the history, each by how much it has to do with the item at hand."""

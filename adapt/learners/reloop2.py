@@ -150,6 +150,12 @@ class ReLoop2(Learner):
         self._memory.reset()
         self._epoch += 1
 
+    def adopt(self, state: State, x: Array) -> None:
+        """Deploy a base that was trained elsewhere: its state, and rows float[n, d] that it was trained on."""
+        self._trained.load(state)
+        self._vectors.keep(np.asarray(x, np.float64))
+        self.deploy()
+
     def _answers(self, batch: Batch) -> tuple[Prediction, Array]:
         """What the base says, and the address vectors of the rows, float32[B, d]."""
         if self._deployed is None or self._deployed is self._trained:
