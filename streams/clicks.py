@@ -2,7 +2,7 @@
 
 A log's batches carry the time of their first row in seconds. Labels may come late by the log's own clock: a click
 becomes known ``conversion`` seconds after its row on the average (exponential, as in Chapelle, Modeling delayed
-feedback in display advertising, KDD 2014), that there was none once the ``window`` is over.
+feedback in display advertising, KDD 2014), that there was none once the ``window`` is over; such streams come row by row, so that delays are exact.
 The column of the user, by whom ``gauc`` groups, is ``spec.notes["user"]``; that of the item ``spec.notes["item"]``.
 """
 
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .compose import rebatch
 from .datasets import data_path
 from .delay import delay_labels
 from .events import Array, Batch, Event
@@ -184,11 +185,11 @@ def _log(
         parts = (x[: start - held], y[: start - held], x[start - held : start], y[start - held : start])
         spec = replace(spec, source=_source(f"the first {start} rows", *parts))
     x, y, times = x[start:], y[start:].astype(np.int64), times[start:].astype(np.float64)
-    stream: Stream = _Timed(from_arrays(x, y, spec=spec), times)
+    stream: Stream = from_arrays(x, y, spec=spec)
     if not params.conversion and not params.window:
-        return stream
+        return _Timed(stream, times)
     wait = waits(times, y, params.conversion, params.window, seed)
-    return delay_labels(stream, lambda batch: wait[batch.ids])
+    return delay_labels(_Timed(rebatch(stream, 1), times), lambda batch: wait[batch.ids])
 
 
 def _nominal(name: str, values: Sequence[Any] | Array, *, open: bool = False) -> tuple[Column, Array]:
