@@ -25,10 +25,12 @@ BENCHMARKS = {
     "acu": ("acu:measure", "requests to forget beside training anew (five minutes)"),
     "acu-baselines": ("acu_baselines:measure", "gradient methods that forget, their gap to training anew"),
     "driftmoe-table": ("driftmoe_table:measure", "every stream, label delay, peer and control of DriftMoE (an hour)"),
+    "reloop2": ("reloop2:measure", "one batch through the sketch memory beside its floor and a loop over rows"),
+    "reloop2-table": ("reloop2_table:measure", "every rule for lambda, ways to forget, controls (twenty minutes)"),
 }
 """name -> (``module:function`` in this folder, what it measures)."""
 
-SLOW = ("acu", "acu-baselines", "centaur-study", "driftmoe-table", "tta-compiled")
+SLOW = ("acu", "acu-baselines", "centaur-study", "driftmoe-table", "tta-compiled", "reloop2-table")
 """Run only when asked for by name."""
 
 Row = dict[str, Any]
