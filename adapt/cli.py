@@ -139,12 +139,25 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--evaluate-worker", action="store_const", const=True, default=unset, help="evaluate in a process of its own"
     )
     parser.add_argument("--device", default=unset, metavar="cpu|cuda", help="default cpu")
+    parser.add_argument(
+        "--no-guard", dest="guard", action="store_const", const=False, default=unset, help="never roll a learner back"
+    )
+    parser.add_argument(
+        "--stand-in",
+        action="store_const",
+        const=True,
+        default=unset,
+        help="let the source model answer while adaptation looks worse than it",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write records, summary, report and checkpoints here")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, and nothing else on stdout")
 
 
-FLAGS = ("learner", "label", "batch", "delay", "limit", "seed", "evaluate_every", "evaluate_worker", "device")
+FLAGS = (
+    *("learner", "label", "batch", "delay", "limit", "seed", "device"),
+    *("evaluate_every", "evaluate_worker", "guard", "stand_in"),
+)
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

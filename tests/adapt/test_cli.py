@@ -45,6 +45,14 @@ def test_without_out_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_guard_is_set_by_flags(table: str, tmp_path: Path) -> None:
+    config = tmp_path / "run" / "config.toml"
+    assert main(["run", table, "--learner", "majority", "--no-guard", "--stand-in", "--out", str(config.parent)]) == 0
+    written = config.read_text(encoding="utf-8")
+    assert "guard = false" in written
+    assert "stand_in = true" in written
+
+
 def test_a_run_folder_can_be_repeated_reported_and_resumed(
     table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
