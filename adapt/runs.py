@@ -222,7 +222,7 @@ class Run:
             **dict.fromkeys(COUNTS),
             "state_sha256": None if state is None else digest(state),
         }
-        facts |= found
+        facts |= {**found, "facts": self.learner.facts() or None}
         facts["warm_up_seconds"] = round(self.warm_up_seconds, 3)
         return dict(plain(facts))
 

@@ -181,6 +181,24 @@ def test_compiling_serves_sizes_that_come_again(monkeypatch: pytest.MonkeyPatch)
     assert again.way(x) == "compiled"
 
 
+def test_rows_without_any_difference_are_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = fastest(tmp_path)
+    monkeypatch.setattr(fastest_passes, "FAR", -1.0)  # no way is near enough
+    for _ in range(2):
+        one.choose(rows(4))
+    assert one.way(rows(4)) == PLAIN
+    assert not list(tmp_path.iterdir())
+
+
+def test_running_statistics_go_by_autograd(tmp_path: Path) -> None:
+    net = build("convnet:4-6", (1, 8, 8), 3).eval()
+    adaptive_norms(net, "running")
+    one = FastestPasses(net.requires_grad_(False), affine_names(net), folder=tmp_path)
+    for _ in range(3):
+        one.choose(rows(4))
+    assert (one.chosen, one.way(rows(4))) == ({}, PLAIN)
+
+
 def test_a_few_sizes_get_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     one = fastest(None)
     Clock(monkeypatch, [one], {"fused": 0.1})
