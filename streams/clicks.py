@@ -2,7 +2,8 @@
 
 A log's batches carry the time of their first row in seconds. Labels may come late by the log's own clock: a click
 becomes known ``conversion`` seconds after its row on the average (exponential, as in Chapelle, Modeling delayed
-feedback in display advertising, KDD 2014), that there was none once the ``window`` is over; such streams come row by row, so that delays are exact.
+feedback in display advertising, KDD 2014), that there was none once the ``window`` is over; such streams come row by
+row, so that delays are exact.
 The column of the user, by whom ``gauc`` groups, is ``spec.notes["user"]``; that of the item ``spec.notes["item"]``.
 """
 

@@ -2,7 +2,7 @@
 
 The peer hashes, reads and compensates row by row in NumPy, in whole arrays over K. The floor of answering is the one
 matrix product that the hashes need and one random read of each bucket, timed alone; that of writing is one read and one
-write of each bucket. Every run has new rows, so that no bucket lies in a cache because of the run before.
+write of each bucket. Every run has other rows.
 Medians of processor time, which other programs disturb less than they do the clock on the wall.
 """
 
@@ -21,8 +21,10 @@ from ...models.kernels import sketch
 from ...streams import Array
 from . import Row
 
-ROWS, WIDTH, ARRAYS, BITS, RUNS = 256, 128, 70, 16, 60
+ROWS, WIDTH, ARRAYS, BITS, RUNS = 256, 128, 70, 16, 70
 TAU, LAMBDA = 0.1, 0.4
+APART = 10
+"""So many batches lie between those of two ways, so that none finds its buckets in a cache because of another."""
 
 
 @compiled
@@ -80,9 +82,9 @@ def _alternate(ways: dict[str, Callable[[int], Any]]) -> dict[str, float]:
     """Median milliseconds of each way; every run plays all of them in turn."""
     took: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(-3, RUNS):
-        for name, way in ways.items():
+        for place, (name, way) in enumerate(ways.items()):
             start = process_time()
-            way(run % RUNS)
+            way((run + APART * place) % RUNS)
             if run >= 0:
                 took[name].append(1e3 * (process_time() - start))
     return {name: median(times) for name, times in took.items()}

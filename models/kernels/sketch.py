@@ -144,7 +144,7 @@ def _read_clicks(
 ) -> None:
     """One value a row. Buckets are gathered first, so that many loads are under way at once; the rest runs in
     vectors. soft: no exponent is below -16."""
-    slots, arrays = table.shape[0], table.shape[1]
+    slots, arrays, size, flat = table.shape[0], table.shape[1], table.shape[2], table.reshape(-1)
     real = table.dtype.type
     counts, labels, answers = (
         np.empty(arrays, table.dtype),
@@ -154,12 +154,14 @@ def _read_clicks(
     slope, m, one, zero = real(inverse), real(prior), real(1), real(0)
     for i in range(buckets.shape[0]):
         for k in range(arrays):
-            at = buckets[i, k]
-            counts[k], labels[k], answers[k] = table[0, k, at, 0], table[0, k, at, 1], table[0, k, at, 2]
-            for r in range(1, slots):
-                counts[k] += table[r, k, at, 0]
-                labels[k] += table[r, k, at, 1]
-                answers[k] += table[r, k, at, 2]
+            at = 3 * (k * size + buckets[i, k])
+            counts[k], labels[k], answers[k] = flat[at], flat[at + 1], flat[at + 2]
+        for r in range(1, slots):
+            for k in range(arrays):
+                at = 3 * ((r * arrays + k) * size + buckets[i, k])
+                counts[k] += flat[at]
+                labels[k] += flat[at + 1]
+                answers[k] += flat[at + 2]
         top = zero
         for k in range(arrays):
             top = max(top, counts[k])
@@ -257,10 +259,13 @@ def write(
 ) -> None:
     """Add rows to one slot, in place. y, base: float[B, V]; weight: float[B]."""
     path = path_for(path, table)
-    rows = torch.cat([torch.ones_like(weight)[:, None], y, base], 1).to(table.dtype) * weight.to(table.dtype)[:, None]
     if path == "compiled":
-        _write(table[slot].numpy(), buckets.numpy(), rows.numpy())
-    elif path == "triton":
+        given = (t.to(table.dtype).contiguous().numpy() for t in (y, base, weight))
+        kernel = _write_clicks if y.shape[1] == 1 else _write_values
+        kernel(table[slot].numpy(), buckets.numpy(), *given)
+        return
+    rows = torch.cat([torch.ones_like(weight)[:, None], y, base], 1).to(table.dtype) * weight.to(table.dtype)[:, None]
+    if path == "triton":
         _triton().write(table[slot], buckets, rows)
     else:
         arrays = torch.arange(table.shape[1], device=table.device).expand(buckets.shape)
@@ -268,12 +273,30 @@ def write(
 
 
 @compiled
-def _write(cells: Any, buckets: Any, rows: Any) -> None:
+def _write_clicks(cells: Any, buckets: Any, y: Any, base: Any, weight: Any) -> None:
+    """One value a row."""
+    flat, size = cells.reshape(-1), cells.shape[1]
     for i in range(buckets.shape[0]):
+        w, label, answer = weight[i], weight[i] * y[i, 0], weight[i] * base[i, 0]
+        for k in range(buckets.shape[1]):
+            at = 3 * (k * size + buckets[i, k])
+            flat[at] += w
+            flat[at + 1] += label
+            flat[at + 2] += answer
+
+
+@compiled
+def _write_values(cells: Any, buckets: Any, y: Any, base: Any, weight: Any) -> None:
+    """V values a row."""
+    values = y.shape[1]
+    for i in range(buckets.shape[0]):
+        w = weight[i]
         for k in range(buckets.shape[1]):
             at = buckets[i, k]
-            for j in range(rows.shape[1]):
-                cells[k, at, j] += rows[i, j]
+            cells[k, at, 0] += w
+            for v in range(values):
+                cells[k, at, 1 + v] += w * y[i, v]
+                cells[k, at, 1 + values + v] += w * base[i, v]
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
