@@ -2,7 +2,8 @@
 
 The models are those of ``models/ctr.py``. A step is Adam on the mean log loss of the batch; only the rows of the
 embedding table that the batch looks up are read and moved (their moments too: lazy Adam), so that a step costs the same
-whatever the table's size. Numbers are standardised by running moments and clipped to 5 deviations.
+whatever the table's size. Its epsilon stands beside the root of the moment as it is, not yet corrected (Kingma, Ba,
+ICLR 2015, end of section 2). Numbers are standardised by running moments and clipped to 5 deviations.
 
 ``din`` keeps the items of each user's last clicks. A click enters when its label comes, and a row is learnt with the
 history that its prediction saw, so that late labels leak nothing. Histories lie in a table of bounded size, users share
