@@ -156,6 +156,10 @@ class Confident:
 
     e_frac: float = 0.4
 
+    def __post_init__(self) -> None:
+        if not self.e_frac >= 0:
+            raise ValueError("e_frac must be at least 0")
+
     def choose(self, z: Tensor, rows: Rows, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.again(rows), mean
 
@@ -173,6 +177,10 @@ class Novel:
     e_frac: float = 0.4
     like: float = 0.4
     decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not (self.e_frac >= 0 and self.like >= 0):
+            raise ValueError("e_frac and like must be at least 0")
 
     def choose(self, z: Tensor, rows: Rows, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
         mask = self.again(rows)
@@ -236,8 +244,8 @@ class Direction:
     few: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.rho, self.alpha, self.clip, self.few) < 0:
-            raise ValueError("rho, alpha and clip are at least 0")
+        if not all(0 <= v < math.inf for v in (self.rho, self.alpha, self.clip, self.few)):
+            raise ValueError("rho, alpha and clip are at least 0 and finite")
 
     def alpha_for(self, rows: int) -> float:
         """alpha for a batch of so many rows."""
@@ -282,6 +290,10 @@ class Recovery:
     below: float = 0.2
     by_classes: bool = False
     decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.below < math.inf:
+            raise ValueError("recover must be at least 0 and finite")
 
     def threshold(self, classes: int) -> float:
         """In nats."""

@@ -454,6 +454,13 @@ def test_a_loaded_teacher_asks_the_source_that_was_saved(stream: Any, net: Netwo
         ({"follow": 2}, "follow must lie in 0..1"),
         ({"memory": -1}, "room for at least 1 row"),
         ({"statistics": "moving"}, "statistics"),
+        ({"rho": math.nan}, "rho, alpha and clip"),
+        ({"rho": 0.05, "alpha": math.nan}, "rho, alpha and clip"),
+        ({"clip": math.nan}, "rho, alpha and clip"),
+        ({"filter": "confident", "e_frac": -1}, "e_frac must be"),
+        ({"filter": "novel", "like": math.nan}, "e_frac and like"),
+        ({"recover": -1}, "recover must be"),
+        ({"recover": math.nan}, "recover must be"),
     ],
 )
 def test_mixtures_that_make_no_sense_are_one_line(settings: dict[str, Any], line: str) -> None:
