@@ -143,11 +143,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--no-guard", dest="guard", action="store_const", const=False, default=unset, help="never roll a learner back"
     )
     parser.add_argument(
-        "--stand-in",
+        "--no-stand-in",
+        dest="stand_in",
         action="store_const",
-        const=True,
+        const=False,
         default=unset,
-        help="let the source model answer while adaptation looks worse than it",
+        help="take the learner's answers even while adaptation looks worse than its source model",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write records, summary, report and checkpoints here")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

@@ -50,7 +50,7 @@ class RunConfig:
     fading: float = option(0.999, "fading factor of the faded metrics")
     pending: int = option(10_000, "rows that may wait for their label")
     guard: bool = option(True, "roll a broken learner back to its last good snapshot")
-    stand_in: bool = option(False, "let the source model answer while the guard holds adaptation to be worse than it")
+    stand_in: bool = option(True, "let the source model answer while the guard holds adaptation to be worse than it")
     stream_params: dict[str, Any] = field(default_factory=dict)
     learner_params: dict[str, Any] = field(default_factory=dict)
 

@@ -62,7 +62,7 @@ class SourceWatch:
     columns: ClassVar[tuple[str, ...]] = ("source_gain", "source_gain_estimated")
 
     def __init__(
-        self, every: int = 8, window: int = 256, keep: int = 3, apart: int = 50, *, stand_in: bool = False
+        self, every: int = 8, window: int = 256, keep: int = 3, apart: int = 50, *, stand_in: bool = True
     ) -> None:
         if min(every, keep, apart) < 1 or window < LEAST:
             raise ValueError(f"every, keep and apart are at least 1, window at least {LEAST}")

@@ -227,7 +227,7 @@ def test_a_learner_that_looks_worse_is_named_once_and_its_source_answers() -> No
     assert found["gain"] < -0.4
     assert found["estimated_gain"] < -0.05
     assert found["stood_in"] > 4000
-    alone, _ = run(Still(**worse), Rows(6000))
+    alone, _ = run(Still(**worse), Rows(6000), SourceWatch(stand_in=False))
     assert alone.summary()["source"]["gain"] == found["gain"]
     assert alone.summary()["source"]["stood_in"] == 0
     assert loop.summary()["accuracy"] > alone.summary()["accuracy"] + 0.3
