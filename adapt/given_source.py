@@ -148,14 +148,19 @@ def _called(name: str, spec: StreamSpec, inputs: Pixels | Columns) -> nn.Module:
         sys.path.remove("")
     if not isinstance(net, nn.Module):
         raise InputError(f"source {name} returned {type(net).__name__}, not a torch module")
+    check_fit(net, f"source {name}", spec, inputs)
+    return net
+
+
+def check_fit(net: nn.Module, name: str, spec: StreamSpec, inputs: Pixels | Columns) -> None:
+    """``InputError`` where a network cannot take the stream's rows, or has not one logit for each of its classes."""
     net.eval()
     try:
         with torch.no_grad():
             answer = net(torch.zeros(2, *inputs.shape))
     except Exception as fault:
         reason = " ".join(str(fault).split())
-        raise InputError(f"source {name} cannot take rows of {'x'.join(map(str, inputs.shape))}: {reason}") from None
+        raise InputError(f"{name} cannot take rows of {'x'.join(map(str, inputs.shape))}: {reason}") from None
     shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
     if shape != (2, class_count(spec)):
-        raise InputError(f"source {name} gives {shape} for 2 rows, stream {spec.name} needs (2, {class_count(spec)})")
-    return net
+        raise InputError(f"{name} gives {shape} for 2 rows, stream {spec.name} needs (2, {class_count(spec)})")

@@ -112,8 +112,9 @@ SETS = {"worth": DRIVING, "continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_e
 """The scores of a table, by the first word of what the learners are ordered by."""
 MEANINGS = {
     "shift_error": "Mean error is the share of wrong answers under a shift, mean over shifts; accuracy is that over "
-    "all rows, minus source what it is above the source’s on the same rows. ECE is how far confidence and accuracy lie "
-    "apart. Forgotten is the accuracy lost on clean source rows.",
+    "all rows. Minus source is the accuracy above the source’s on the batches, one in eight, that both answered: fewer "
+    "rows, so a rougher figure. ECE is how far confidence and accuracy lie apart. Forgotten is the accuracy lost on "
+    "clean source rows.",
     "few_shot": "Base and new are the accuracies on rows of old and of new classes, HM their harmonic mean and “all "
     "classes” the accuracy on both: means over sessions. Drop is what the last session has less than the first. "
     "Accuracy is that over all rows, labelled ones too.",

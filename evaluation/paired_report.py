@@ -93,5 +93,5 @@ def paired_compared(runs: Compared) -> Section | None:
         guess = show.spread(figures["estimated_gain"], show.hundredths).replace("-", "−")
         counts = [show.spread(figures[key], show.tally) for key in ("rollbacks", "stood_in")]
         rows.append([runs.name(n), *cells, gain, guess, *counts])
-    heads = ["learner", "adapted", "source", "gain", "estimated gain", "rollbacks", "rows the source answered"]
+    heads = ["learner", "adapted", "source", "gain", "estimated gain", "rollbacks", "rows the source stood in for"]
     return Section("Adapted minus source", [Words(f"{MEANING} In per cent."), Table(heads, rows)])

@@ -335,7 +335,7 @@ class TestTimeLearner(Learner):
                 self._reset()
 
     def _reset(self) -> None:
-        """Back to the source: its parameters and statistics, no moments, no memory of losses or rows."""
+        """Back to the source: its parameters and statistics, no moments, no running loss, an empty memory."""
         copy_into(self.moving, self.source)
         start_anew(self.net)
         if self.teacher is not None:

@@ -26,7 +26,7 @@ from ...models.inputs import Columns, Pixels
 from ...models.networks import Network
 from ...models.prototypes import Calibration, Prototypes
 from ...streams import Array, InputError, StreamSpec
-from ..given_source import given_source
+from ..given_source import check_fit, given_source
 from ..learner import State
 from ..source_model import Progress, Training, class_count, source_model, tell
 from ..source_prototypes import prototype_source, prototypes_of
@@ -282,6 +282,8 @@ def start(
         model = given_source(source, spec, inputs, training, keep=keep, progress=progress)
     elif model is None:
         model = source_model(spec, inputs, training, keep=keep, progress=progress)
+    elif how is None:
+        check_fit(model, "the model", spec, inputs)
     if how is None:
         return model, None
     if not isinstance(model, Network):

@@ -484,3 +484,9 @@ def test_new_statistics_are_worth_much(stream: Any, net: Network, batches: list[
 def test_many_rows_are_gone_through_less_often() -> None:
     assert [Training().epochs_over(n) for n in (0, 1257, 12_000, 20_000, 60_000, 10**6)] == [25, 25, 25, 15, 5, 5]
     assert Training(epochs=3).epochs_over(60_000) == 3
+
+
+def test_a_model_that_does_not_fit_is_refused_in_one_line(stream: Any) -> None:
+    for model, said in ((build("convnet:4", (1, 8, 8), 7), r"needs \(2, 10\)"), (nn.Linear(3, 10), "rows of 1x8x8")):
+        with pytest.raises(dw.InputError, match=said):
+            TestTimeLearner(stream.spec, Tent(), model=model)
