@@ -30,7 +30,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "platt": {"warmup": 20},
     "hoeffding-tree": {"grace": 10},
     **{name: {"epochs": 1, "cache": False, "lr": 0.1} for name, entry in LEARNERS.items() if entry.recipe},
-    **{name: {"epochs": 1, "cache": False} for name in ("source", "bn-adapt")},
+    **{name: {"epochs": 1, "cache": False} for name in ("source", "bn-adapt", "ncm", "teen")},
+    "shots-finetune": {"epochs": 1, "cache": False, "steps": 2},
 }
 NAMES = [name for name, entry in LEARNERS.items() if not entry.given]
 """All but click models: these rows are of six classes."""

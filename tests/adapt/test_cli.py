@@ -47,7 +47,8 @@ def test_without_out_nothing_is_written(
 
 def test_the_guard_is_set_by_flags(table: str, tmp_path: Path) -> None:
     config = tmp_path / "run" / "config.toml"
-    assert main(["run", table, "--learner", "majority", "--no-guard", "--no-stand-in", "--out", str(config.parent)]) == 0
+    flags = ["--no-guard", "--no-stand-in", "--out", str(config.parent)]
+    assert main(["run", table, "--learner", "majority", *flags]) == 0
     written = config.read_text(encoding="utf-8")
     assert "guard = false" in written
     assert "stand_in = false" in written
