@@ -77,7 +77,9 @@ class ClusterEntropyTTT:
 
     background: ``no`` takes gradients when ``observe`` is called; ``wait`` in a thread of its own, for which the next
     frame waits if it is not ready: the same bits; ``live`` never waits: an answer takes what is ready, and a frame that
-    comes while the thread is busy leaves no gradient (``missed`` counts them).
+    comes while the thread is busy leaves no gradient (``missed`` counts them). behind: equal to ``scores_fn``;
+    gradients are taken of it. ``torch.func.functional_call`` exchanges the parameters of its module while it runs, so
+    a thread must not share a module with the answers.
     """
 
     memory: Memory
@@ -101,10 +103,12 @@ class ClusterEntropyTTT:
         gap: float = 1.0,
         turn: Callable[[Tensor, int], Tensor] | None = None,
         background: Background = "no",
+        behind: Callable[[Weights, Any], Tensor] | None = None,
     ) -> None:
         if not (0 <= delta < math.inf and reference >= 0 and buffer >= 1 and least >= 0 and gap > 0):
             raise ValueError("delta, reference and least are at least 0, buffer at least 1, gap above 0")
         self.model, self.scores_fn, self.objective = model, scores_fn, objective
+        self.behind = scores_fn if behind is None else behind
         self._pending: Future[tuple[Memory, Weights]] | None = None
         self._worker: ThreadPoolExecutor | None = None
         self.start_from(params)
@@ -189,7 +193,7 @@ class ClusterEntropyTTT:
         """(flat gradient, objective) at the trained weights, or at others."""
         at = {n: p.detach().requires_grad_(True) for n, p in (self.start if weights is None else weights).items()}
         with torch.enable_grad():
-            value = self.objective(self.scores_fn(at, features))
+            value = self.objective(self.behind(at, features))
             found = torch.autograd.grad(value, list(at.values()), allow_unused=True, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in found]), float(value.detach())
 
@@ -243,7 +247,7 @@ class ClusterEntropyTTT:
     def _followed(self, memory: Memory, weights: Weights, features: Any) -> Memory:
         """Which clusters the answers of these and of the trained weights fall into."""
         with torch.no_grad():
-            ours, trained = (self._cluster(self.scores_fn(w, features)) for w in (weights, self.start))
+            ours, trained = (self._cluster(self.behind(w, features)) for w in (weights, self.start))
         return replace(
             memory,
             answers=(*memory.answers, ours)[-RECENT:],

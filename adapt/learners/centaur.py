@@ -8,14 +8,16 @@ scenes are treated: classes take the place of plans, groups of classes that of m
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...models.cluster_entropy import ClusterEntropy, full_entropy
@@ -144,6 +146,7 @@ class Centaur(Learner):
             guard=self._safety if p.guard else None,
             turn=turn_of(p.objective, self.seed),
             background=p.background,
+            behind=partial(self._scores, decoder=copy.deepcopy(self.planner.decoder)),
         )
         with torch.no_grad():
             frames = [self.planner.features(row[None]) for row in clean]
@@ -154,12 +157,13 @@ class Centaur(Learner):
         self.doubtful = float(np.quantile(doubt, p.brake))
         return made
 
-    def _scores(self, weights: Weights, features: Any) -> Tensor:
-        """float[1, M] of one frame's features."""
-        return self.planner.combine(self._heads(weights, features))
+    def _scores(self, weights: Weights, features: Any, decoder: nn.Module | None = None) -> Tensor:
+        """float[1, M] of one frame's features; decoder: of the same form, where the planner's own may be in use."""
+        return self.planner.combine(self._heads(weights, features, decoder))
 
-    def _heads(self, weights: Weights, features: Any) -> Tensor:
-        logits: Tensor = functional_call(self.planner.decoder, dict(weights), (*features, self._entries))
+    def _heads(self, weights: Weights, features: Any, decoder: nn.Module | None = None) -> Tensor:
+        decoder = self.planner.decoder if decoder is None else decoder
+        logits: Tensor = functional_call(decoder, dict(weights), (*features, self._entries))
         return logits
 
     def _safety(self, features: Any) -> Tensor:
