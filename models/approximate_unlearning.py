@@ -11,7 +11,7 @@ scrub           in turn away from the teacher on forgotten rows and towards it, 
                 the first epoch moves only towards the labels.
 salun           random labels for the forgotten rows and the right ones for the retained, moving only the weights that
                 the forgotten rows' loss depends on most (Fan et al., ICLR 2024).
-retrain         the network anew, from its first weights on: the reference.
+The reference, training anew on what is retained, is the caller's.
 """
 
 from __future__ import annotations
