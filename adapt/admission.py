@@ -43,9 +43,10 @@ def _all_sound(ids: Array, highest: int, x: Array, rules: Array, codes: Array, n
             if np.isnan(value):
                 if rules[j, 1] == 0:
                     return False
-            elif np.isinf(value) or (rules[j, 0] != 0 and (
-                value < 0 or value != np.floor(value) or (rules[j, 0] > 0 and value >= rules[j, 0])
-            )):
+            elif np.isinf(value) or (
+                rules[j, 0] != 0
+                and (value < 0 or value != np.floor(value) or (rules[j, 0] > 0 and value >= rules[j, 0]))
+            ):
                 return False
     return True
 

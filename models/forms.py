@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .kernels.block_linear import BlockLinear, cut_out
+from .kernels.block_sparse_linear import BlockLinear, cut_out
 from .kernels.inference_linear import PLAIN
 from .masks import Mask
 from .optimisers import Entries, Only, RowSet, Slots

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .kernels.balanced_norm import Groups, Running, balanced_norm
+from .kernels.balanced_batch_norm import Groups, Running, balanced_batch_norm
 
 KINDS = ("batch", "group", "continual", "none")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -61,8 +61,8 @@ class AdaB2N(nn.Module):
     """Adaptive balance of batch normalisation, for inputs [N, channels, ...]; in evaluation mode plain batch norm.
 
     Training statistics weigh the groups of samples (``set_groups``) by a Dirichlet posterior with learnable
-    concentration exp(psi) (``kernels/balanced_norm.py``); without groups they are those of batch norm, with the biased
-    variance. Running statistics move at the rates
+    concentration exp(psi) (``kernels/balanced_batch_norm.py``); without groups they are those of batch norm, with the
+    biased variance. Running statistics move at the rates
 
         eta_1 = momentum^kappa,   eta_{m+1} = eta_m / (eta_m + (1 - momentum)^kappa),
 
@@ -129,10 +129,12 @@ class AdaB2N(nn.Module):
             raise ValueError(f"groups of {len(self.groups.ids)} samples were set, {len(x)} came")
         if self.frozen:
             scratch = Running(self.running_mean.clone(), self.running_var.clone(), 0.0, self.eps)
-            return balanced_norm(x, self.weight, self.bias, self.psi, self.groups, scratch, reference=self.reference)[0]
+            return balanced_batch_norm(
+                x, self.weight, self.bias, self.psi, self.groups, scratch, reference=self.reference
+            )[0]
         self.span.mul_((1 - self.momentum) ** self.kappa).add_(1)
         running = Running(self.running_mean, self.running_var, self.rate, self.eps, self.clip)
-        y, self.loss = balanced_norm(
+        y, self.loss = balanced_batch_norm(
             x, self.weight, self.bias, self.psi, self.groups, running, reference=self.reference
         )
         return y

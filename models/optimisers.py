@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels.masked_update import masked_adamw, masked_sgd
-from .kernels.row_update import row_adamw, row_sgd
+from .kernels.masked_optimizer import masked_adamw, masked_sgd
+from .kernels.row_sparse_optimizer import row_adamw, row_sgd
 
 Slots = dict[str, dict[str, Tensor]]
 
@@ -55,9 +55,7 @@ class SGD:
         self.slots: Slots = {}
         self.undecayed: set[str] = set()
 
-    def step(
-        self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], only: Mapping[str, Only]
-    ) -> None:
+    def step(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], only: Mapping[str, Only]) -> None:
         """One update, in place. A parameter without gradient is left alone."""
         with torch.no_grad():
             for names, decay in self._dense(grads, only):
@@ -123,9 +121,7 @@ class AdamW:
         self.slots: Slots = {}
         self.undecayed: set[str] = set()
 
-    def step(
-        self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], only: Mapping[str, Only]
-    ) -> None:
+    def step(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], only: Mapping[str, Only]) -> None:
         """One update, in place. A parameter without gradient is left alone."""
         with torch.no_grad():
             for names, decay in dense_groups(grads, only, self.undecayed, self.weight_decay):

@@ -5,7 +5,7 @@ given gradient of the output; ours with five groups of samples and the layer's l
 of memory (peers in the same one). Peers:
 
 - "batch norm": ``torch.nn.functional.batch_norm``, which knows neither groups nor a loss;
-- "autograd": ``balanced_norm_plain``, the same op as ours, written down as its formulas stand.
+- "autograd": ``balanced_batch_norm_plain``, the same op as ours, written down as its formulas stand.
 
 floor is our time by the least that memory allows: five times the map's bytes (read a, write y; read a and dy, write da)
 at the speed of copying a map of this size, measured in the same rounds.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...models.kernels.balanced_norm import Groups, Running, balanced_norm
+from ...models.kernels.balanced_batch_norm import Groups, Running, balanced_batch_norm
 from . import Row, row
 from .row_sparse import in_turn
 
@@ -44,7 +44,7 @@ def steps_of(shape: tuple[int, ...], layout: torch.memory_format) -> list[Step]:
         return torch.autograd.grad(y, inputs[:3], dy)
 
     def balanced(path: str | None) -> tuple[Tensor, ...]:
-        out = balanced_norm(a, gamma, beta, psi, groups, running, path=path)
+        out = balanced_batch_norm(a, gamma, beta, psi, groups, running, path=path)
         return torch.autograd.grad(out, inputs, (dy, one))
 
     return [native, lambda: balanced("plain"), lambda: balanced(None), lambda: a.detach().clone()]

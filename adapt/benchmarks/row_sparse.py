@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...models.kernels.row_choice import Choice, RowSlot
-from ...models.kernels.row_linear import row_linear
-from ...models.kernels.row_update import FACTORS
+from ...models.kernels.row_sparse_linear import row_sparse_linear
+from ...models.kernels.row_sparse_optimizer import FACTORS
 from ...models.optimisers import AdamW, RowSet
 from . import Row, row
 
@@ -80,7 +80,7 @@ def sparse(d_out: int, d_in: int, batch: int, ratio: float, block_rows: int) -> 
     slot = RowSlot(Choice(1 - ratio, block_rows=block_rows), factors=FACTORS)
 
     def step() -> None:
-        loss = F.mse_loss(row_linear(x, weight, bias, slot), target)
+        loss = F.mse_loss(row_sparse_linear(x, weight, bias, slot), target)
         _, grad_bias = torch.autograd.grad(loss, [x, bias])
         index, given = slot.take()
         assert index is not None

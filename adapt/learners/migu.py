@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from ...models.kernels.row_choice import Choice, RowSlot
-from ...models.kernels.row_linear import row_conv, row_linear
-from ...models.kernels.row_update import FACTORS
+from ...models.kernels.row_sparse_linear import row_sparse_conv, row_sparse_linear
+from ...models.kernels.row_sparse_optimizer import FACTORS
 from ...models.optimisers import AdamW, Only, Optimiser, RowSet
 from ...streams import InputError
 from ..learner import State
@@ -102,9 +102,9 @@ class MaskedLayer:
             self.slot.see(seen.reshape(-1, seen.shape[-1]) if isinstance(layer, nn.Linear) else seen)
             return y
         if isinstance(layer, nn.Linear):
-            return row_linear(x, layer.weight, layer.bias, self.slot)
+            return row_sparse_linear(x, layer.weight, layer.bias, self.slot)
         geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        return row_conv(x, layer.weight, layer.bias, self.slot, **geometry)
+        return row_sparse_conv(x, layer.weight, layer.bias, self.slot, **geometry)
 
 
 class _MIGU(Active):

@@ -93,7 +93,7 @@ class RowSlot:
 
     Scores add up until the first backward pass needs the rows; these then stay for the step, so that later passes
     (accumulated micro-batches) take the rows of the earlier ones: our choice, as a gradient of chosen rows cannot be
-    chosen again. factors: gradients of so few examples are kept as two factors (``row_update``), 0 for never.
+    chosen again. factors: gradients of so few examples are kept as two factors (``row_sparse_optimizer``), 0 for never.
     """
 
     def __init__(self, choice: Choice, seed: tuple[int, ...] = (0,), factors: int = 0) -> None:

@@ -1,7 +1,7 @@
 """A linear layer, and a convolution, whose weight gradient is computed for some rows only; the others' is 0.
 
-Unlike ``row_linear`` the rows are fixed beforehand and the gradient comes back in the weight's own shape, so that it
-adds up over several passes like any other. Outputs and the gradient of the input are those of the plain layer.
+Unlike ``row_sparse_linear`` the rows are fixed beforehand and the gradient comes back in the weight's own shape, so
+that it adds up over several passes like any other. Outputs and the gradient of the input are those of the plain layer.
 
 ``path``: "sliced" does that; "dense" is the contract: the plain layer, its gradient multiplied by the rows' mask.
 """

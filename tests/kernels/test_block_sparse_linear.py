@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from driftway.models.kernels.block_linear import BlockLinear, assemble, block_linear, cut_out
+from driftway.models.kernels.block_sparse_linear import BlockLinear, assemble, block_sparse_linear, cut_out
 from torch import Tensor
 
 
@@ -25,7 +25,7 @@ def test_paths_agree(shape: tuple[int, int], block: tuple[int, int], batch: int)
     generator = torch.Generator().manual_seed(1)
     x, bias, aim = (torch.randn(n, generator=generator) for n in ((batch, shape[1]), shape[0], (batch, shape[0])))
     inputs = [t.requires_grad_() for t in (x, blocks, bias)]
-    dense, gathered = (block_linear(x, blocks, rows, cols, bias, shape, path) for path in ("dense", "gathered"))
+    dense, gathered = (block_sparse_linear(x, blocks, rows, cols, bias, shape, path) for path in ("dense", "gathered"))
     torch.testing.assert_close(dense, gathered, rtol=1e-4, atol=1e-4)
     grads = [torch.autograd.grad((y * aim).sum(), inputs) for y in (dense, gathered)]
     for a, b in zip(*grads, strict=True):

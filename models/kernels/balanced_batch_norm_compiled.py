@@ -1,4 +1,4 @@
-"""The loops of ``balanced_norm`` for a CPU: maps stored channel by channel (planes) or pixel by pixel (pixels).
+"""The loops of ``balanced_batch_norm`` for a CPU: maps stored channel by channel (planes) or pixel by pixel (pixels).
 
 Sums over positions are taken in the type of the input, about one of its values, which keeps them from cancelling; all
 that is per sample or per channel is in double precision. m and q are each sample's mean, and mean square about the

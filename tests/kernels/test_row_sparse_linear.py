@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from driftway.models.kernels.row_choice import Choice, RowSlot
-from driftway.models.kernels.row_linear import row_conv, row_linear
+from driftway.models.kernels.row_sparse_linear import row_sparse_conv, row_sparse_linear
 from driftway.models.optimisers import SGD, RowSet
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,8 +52,8 @@ def test_linear_is_the_plain_layer(
     bias = random(d_out, seed=2, dtype=dtype, grad=True) if biased else None
     others = [x] if bias is None else [x, bias]
     slot, whole = RowSlot(Choice(0.7), factors=factors), RowSlot(Choice(0.7))
-    y = row_linear(x, weight, bias, slot)
-    plain = row_linear(x, weight, bias, whole, "dense")
+    y = row_sparse_linear(x, weight, bias, slot)
+    plain = row_sparse_linear(x, weight, bias, whole, "dense")
     close: Any = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     torch.testing.assert_close(y, F.linear(x, weight, bias), **close)
     torch.testing.assert_close(y, plain, **close)
@@ -77,8 +77,8 @@ def test_convolution_is_the_plain_layer(geometry: dict[str, Any], biased: bool) 
     bias = random(10, seed=2, dtype=torch.float64, grad=True) if biased else None
     others = [x] if bias is None else [x, bias]
     slot, whole = RowSlot(Choice(0.7)), RowSlot(Choice(0.7))
-    y = row_conv(x, weight, bias, slot, **way)
-    plain = row_conv(x, weight, bias, whole, **way, path="dense")
+    y = row_sparse_conv(x, weight, bias, slot, **way)
+    plain = row_sparse_conv(x, weight, bias, whole, **way, path="dense")
     expected_y = getattr(F, f"conv{len(kernel)}d")(x, weight, bias, **way)
     torch.testing.assert_close(y, expected_y)
     torch.testing.assert_close(plain, expected_y)
@@ -99,7 +99,7 @@ def test_channels_last_convolution() -> None:
     weight = random(16, 8, 3, 3, seed=1).contiguous(memory_format=torch.channels_last).requires_grad_()
     way: Any = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
     slot = RowSlot(Choice(0.5))
-    gradients(row_conv(x, weight, None, slot, **way), [weight])
+    gradients(row_sparse_conv(x, weight, None, slot, **way), [weight])
     (dense,) = gradients(F.conv2d(x, weight, padding=1), [weight])
     index, rows = compact(slot)
     assert dense is not None
@@ -110,7 +110,7 @@ def test_a_step_by_hand() -> None:
     """Loss = sum of outputs, every row's gradient is (4, 1); SGD with rate 0.1 moves rows 2 and 3 and no other."""
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-2.0, 0.0]], requires_grad=True)
     slot = RowSlot(Choice(0.5))
-    loss = row_linear(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), weight, None, slot).sum()
+    loss = row_sparse_linear(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), weight, None, slot).sum()
     torch.autograd.grad(loss, weight, allow_unused=True)
     index, rows = compact(slot)
     assert index.tolist() == [2, 3]
@@ -123,9 +123,14 @@ def test_a_layer_used_twice_adds_scores_and_gradients() -> None:
     """All passes seen before the first backward pass: the rows are those of the concatenated batch."""
     weight, slot, together = random(20, 6, grad=True), RowSlot(Choice(0.7), factors=10), RowSlot(Choice(0.7))
     a, b = random(4, 6, seed=1), random(3, 6, seed=2) * 3
-    loss = row_linear(a, weight, None, slot).square().sum() + row_linear(b, weight, None, slot).square().sum()
+    loss = (
+        row_sparse_linear(a, weight, None, slot).square().sum()
+        + row_sparse_linear(b, weight, None, slot).square().sum()
+    )
     torch.autograd.grad(loss, weight, allow_unused=True)
-    torch.autograd.grad(row_linear(torch.cat([a, b]), weight, None, together).square().sum(), weight, allow_unused=True)
+    torch.autograd.grad(
+        row_sparse_linear(torch.cat([a, b]), weight, None, together).square().sum(), weight, allow_unused=True
+    )
     (index, rows), (index_b, rows_b) = compact(slot), compact(together)
     assert index.tolist() == index_b.tolist()
     torch.testing.assert_close(rows, rows_b, rtol=1e-5, atol=1e-5)
@@ -136,7 +141,7 @@ def test_accumulated_batches_keep_the_rows_of_the_first() -> None:
     a, b = random(4, 6, seed=1), random(3, 6, seed=2)
     dense = []
     for x in (a, b):
-        torch.autograd.grad(row_linear(x, weight, None, slot).square().sum(), weight, allow_unused=True)
+        torch.autograd.grad(row_sparse_linear(x, weight, None, slot).square().sum(), weight, allow_unused=True)
         dense.append(torch.autograd.grad(F.linear(x, weight).square().sum(), weight)[0])
     index, rows = compact(slot)
     assert index.tolist() == Choice(0.7).rows((a @ weight.t()).detach().abs().sum(0).numpy()).tolist()
@@ -146,7 +151,7 @@ def test_accumulated_batches_keep_the_rows_of_the_first() -> None:
 def test_a_slot_starts_anew() -> None:
     weight, slot = random(4, 3, grad=True), RowSlot(Choice(0.5))
     assert slot.take() == (None, None)
-    row_linear(random(2, 3), weight, None, slot)
+    row_sparse_linear(random(2, 3), weight, None, slot)
     index, given = slot.take()
     assert index is not None
     assert given is None, "a pass without a backward pass has rows and no gradient"
@@ -158,6 +163,6 @@ def test_rows_do_not_depend_on_the_loss() -> None:
     chosen = []
     for scale in (1.0, -100.0):
         slot = RowSlot(Choice(0.7))
-        torch.autograd.grad((row_linear(x, weight, None, slot) * scale).sum(), weight, allow_unused=True)
+        torch.autograd.grad((row_sparse_linear(x, weight, None, slot) * scale).sum(), weight, allow_unused=True)
         chosen.append(compact(slot)[0].tolist())
     assert chosen[0] == chosen[1]

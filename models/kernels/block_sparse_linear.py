@@ -22,7 +22,7 @@ Path = Literal["dense", "gathered"]
 Shape = tuple[int, int]
 
 
-def block_linear(
+def block_sparse_linear(
     x: Tensor,
     blocks: Tensor,
     rows: Tensor,
@@ -113,7 +113,7 @@ class BlockLinear(nn.Module):
         self.rows, self.cols = rows, cols
 
     def forward(self, x: Tensor) -> Tensor:
-        return block_linear(x, self.weight, self.rows, self.cols, self.bias, self.shape)
+        return block_sparse_linear(x, self.weight, self.rows, self.cols, self.bias, self.shape)
 
     def extra_repr(self) -> str:
         """Sizes, as other layers show them."""

@@ -23,7 +23,7 @@ from .row_choice import RowSlot
 Path = Literal["dense", "compact"]
 
 
-def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, path: Path = "compact") -> Tensor:
+def row_sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, path: Path = "compact") -> Tensor:
     """x weight^T + bias for x [..., d_in], weight [d_out, d_in]; the outputs are added to the slot's score."""
     if path == "compact":
         out: Tensor = _RowLinear.apply(x, weight, bias, slot)
@@ -33,7 +33,7 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, pa
     return y
 
 
-def row_conv(
+def row_sparse_conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,

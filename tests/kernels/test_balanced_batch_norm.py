@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from driftway.adapt.benchmarks import adab2n, row_sparse
-from driftway.models.kernels.balanced_norm import Groups, Running, balanced_norm, equal_weights, sample_weights
+from driftway.models.kernels.balanced_batch_norm import (
+    Groups,
+    Running,
+    balanced_batch_norm,
+    equal_weights,
+    sample_weights,
+)
 from torch import Tensor
 
 PATHS = ("torch", "compiled")
@@ -43,7 +49,7 @@ def outcome(
         for n in (channels, channels, SEEN + 1)
     )
     running = Running(torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype), 0.3, clip=clip)
-    y, loss = balanced_norm(a, gamma, beta, psi, groups, running, reference=reference, path=path)
+    y, loss = balanced_batch_norm(a, gamma, beta, psi, groups, running, reference=reference, path=path)
     towards = torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
     ((y * towards).sum() + loss_weight * loss).backward()
     found = {"y": y.detach(), "loss": loss.detach(), "mean": running.mean, "var": running.var}
@@ -94,9 +100,9 @@ def test_gradcheck(path: str, reference: bool) -> None:
     def op(a: Tensor, gamma: Tensor, beta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         running = Running(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64), 0.2)
         # the running statistics are constants of the gradient, so numerical differentiation must not see them move
-        y, _ = balanced_norm(a, gamma, beta, psi, groups, running, reference=reference, path=path)
+        y, _ = balanced_batch_norm(a, gamma, beta, psi, groups, running, reference=reference, path=path)
         fixed = Running(torch.full((2,), 0.3).double(), torch.full((2,), 0.8).double(), 0.0)
-        return y, balanced_norm(a, gamma, beta, psi, groups, fixed, reference=reference, path=path)[1]
+        return y, balanced_batch_norm(a, gamma, beta, psi, groups, fixed, reference=reference, path=path)[1]
 
     assert torch.autograd.gradcheck(op, [x.requires_grad_() for x in inputs])
 
@@ -127,7 +133,7 @@ def test_absent_group(path: str, reference: bool, mean: float, var: float) -> No
     running = Running(torch.zeros(1), torch.ones(1), 1.0)
     a = torch.full((4, 1, 1, 1), 5.0)
     groups = Groups.of([0, 2, 2, 2], 3)
-    y, _ = balanced_norm(a, None, None, torch.zeros(3), groups, running, reference=reference, path=path)
+    y, _ = balanced_batch_norm(a, None, None, torch.zeros(3), groups, running, reference=reference, path=path)
     torch.testing.assert_close(running.mean, torch.tensor([mean]))
     torch.testing.assert_close(running.var, torch.tensor([var]), atol=1e-5, rtol=0)
     torch.testing.assert_close(y, torch.full_like(a, (5 - mean) / math.sqrt(var + 1e-5)), atol=1e-3, rtol=0)
@@ -138,7 +144,7 @@ def test_values_far_from_zero_keep_their_variance() -> None:
     a = 1e4 + torch.randn((16, 3, 6, 6), generator=torch.Generator().manual_seed(0))
     for path in ("compiled", "torch"):
         running = Running(torch.zeros(3), torch.ones(3), 1.0)
-        y, _ = balanced_norm(a, None, None, torch.zeros(2), Groups.of([0] * 8 + [1] * 8, 2), running, path=path)
+        y, _ = balanced_batch_norm(a, None, None, torch.zeros(2), Groups.of([0] * 8 + [1] * 8, 2), running, path=path)
         expected = a.double().var((0, 2, 3), correction=0)
         torch.testing.assert_close(running.var.double(), expected, rtol=5e-3, atol=0)
         torch.testing.assert_close(y.std((0, 2, 3), correction=0), torch.ones(3), rtol=5e-3, atol=0)
@@ -147,8 +153,8 @@ def test_values_far_from_zero_keep_their_variance() -> None:
 def test_half_precision_keeps_its_statistics_in_single() -> None:
     a = torch.randn((4, 3, 5, 5), generator=torch.Generator().manual_seed(2))
     found, exact = (Running(torch.zeros(3), torch.ones(3), 1.0) for _ in range(2))
-    y, loss = balanced_norm(a.bfloat16(), None, None, torch.zeros(1), None, found)
-    balanced_norm(a.bfloat16().float(), None, None, torch.zeros(1), None, exact)
+    y, loss = balanced_batch_norm(a.bfloat16(), None, None, torch.zeros(1), None, found)
+    balanced_batch_norm(a.bfloat16().float(), None, None, torch.zeros(1), None, exact)
     assert (y.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
     assert torch.equal(found.mean, exact.mean)
 
@@ -158,19 +164,19 @@ def test_what_is_not_a_number_stays_visible() -> None:
     for shape in ((4, 2, 8, 8), (4, 2)):
         a = torch.zeros(shape)
         a[1, 1] = math.nan
-        y, _ = balanced_norm(a, None, None, torch.zeros(1), None, Running(torch.zeros(2), torch.ones(2), 0.1))
+        y, _ = balanced_batch_norm(a, None, None, torch.zeros(1), None, Running(torch.zeros(2), torch.ones(2), 0.1))
         assert bool(y[:, 1].isnan().all())
         assert bool(y[:, 0].isfinite().all())
 
 
 def test_output_keeps_the_layout_and_needs_no_packed_input() -> None:
     a = torch.randn((4, 6, 5, 7), generator=torch.Generator().manual_seed(3))
-    expected, _ = balanced_norm(a, None, None, torch.zeros(1), None, Running(torch.zeros(6), torch.ones(6), 0.1))
+    expected, _ = balanced_batch_norm(a, None, None, torch.zeros(1), None, Running(torch.zeros(6), torch.ones(6), 0.1))
     for other in (a.to(memory_format=torch.channels_last), a.repeat(1, 1, 2, 1)[:, :, ::2].copy_(a), a.mT.clone().mT):
-        y, _ = balanced_norm(other, None, None, torch.zeros(1), None, Running(torch.zeros(6), torch.ones(6), 0.1))
+        y, _ = balanced_batch_norm(other, None, None, torch.zeros(1), None, Running(torch.zeros(6), torch.ones(6), 0.1))
         torch.testing.assert_close(y, expected)
     last = a.to(memory_format=torch.channels_last)
-    y, _ = balanced_norm(last, None, None, torch.zeros(1), None, Running(torch.zeros(6), torch.ones(6), 0.1))
+    y, _ = balanced_batch_norm(last, None, None, torch.zeros(1), None, Running(torch.zeros(6), torch.ones(6), 0.1))
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 

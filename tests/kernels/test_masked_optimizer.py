@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from driftway.models.kernels.masked_update import Path, masked_adamw, masked_sgd, path_for
+from driftway.models.kernels.masked_optimizer import Path, masked_adamw, masked_sgd, path_for
 from torch import Tensor
 
 SHAPES = [(7, 5), (1, 1), (129,), (16, 3, 3, 3)]

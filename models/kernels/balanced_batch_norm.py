@@ -14,8 +14,9 @@ seen (``reference=True``, the authors' code: with groups absent the weights sum 
 towards 0). Without groups w_i = 1/N. The loss is held at ``clip`` (ours): beyond it value and gradient shrink by the
 same factor.
 
-``balanced_norm_plain`` is the contract, ordinary autograd. ``balanced_norm`` does the same by the closed form of the
-gradient: compiled on a CPU, from torch's own batch norm where the weights are equal, from a few torch calls elsewhere.
+``balanced_batch_norm_plain`` is the contract, ordinary autograd. ``balanced_batch_norm`` does the same by the closed
+form of the gradient: compiled on a CPU, from torch's own batch norm where the weights are equal, a few torch calls
+elsewhere.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import balanced_norm_compiled as loops
+from . import balanced_batch_norm_compiled as loops
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +61,7 @@ class Running:
     clip: float = math.inf
 
 
-def balanced_norm(
+def balanced_batch_norm(
     a: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -77,11 +78,11 @@ def balanced_norm(
     "plain", "torch", "native" (equal weights only) and "compiled" (CPU only); left out, the fastest that can.
     """
     if a.dtype in (torch.float16, torch.bfloat16):
-        y, loss = balanced_norm(a.float(), gamma, beta, psi, groups, running, reference=reference, path=path)
+        y, loss = balanced_batch_norm(a.float(), gamma, beta, psi, groups, running, reference=reference, path=path)
         return y.to(a.dtype), loss
     chosen = path or _fastest(a, groups, reference)
     if chosen == "plain":
-        return balanced_norm_plain(a, gamma, beta, psi, groups, running, reference=reference)
+        return balanced_batch_norm_plain(a, gamma, beta, psi, groups, running, reference=reference)
     scale = a.new_ones(a.shape[1]) if gamma is None else gamma
     shift = a.new_zeros(a.shape[1]) if beta is None else beta
     return _OPS[chosen].apply(a, scale, shift, psi, groups, running, reference)
@@ -118,7 +119,7 @@ def sample_weights(psi: Tensor, groups: Groups | None, n: int, reference: bool) 
     return (pi / groups.counts.clamp(min=1))[groups.ids]
 
 
-def balanced_norm_plain(
+def balanced_batch_norm_plain(
     a: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from driftway.models.kernels.row_update import Path, path_for, row_adamw, row_sgd
+from driftway.models.kernels.row_sparse_optimizer import Path, path_for, row_adamw, row_sgd
 from torch import Tensor
 
 RATES: Any = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
