@@ -24,7 +24,6 @@ exponential that runs in vectors; "triton" (CUDA) does so on a GPU. None chooses
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..compiled import compiled
+from .selection import choose
 
 Path = Literal["torch", "compiled", "triton"]
 
@@ -49,11 +49,7 @@ class Readout(NamedTuple):
 
 def path_for(path: Path | None, tensor: Tensor) -> Path:
     """The asked path, else by device; without a Triton that works there, the contract."""
-    if path is not None:
-        return path
-    if tensor.device.type == "cpu":
-        return "compiled"
-    return "triton" if tensor.device.type == "cuda" and triton_works() else "torch"
+    return choose(path, "sketch", tensor, "compiled", "torch")
 
 
 def new_planes(d: int, arrays: int, bits: int, seed: int) -> Tensor:
@@ -308,23 +304,3 @@ def _triton() -> Any:
     from . import sketch_triton
 
     return sketch_triton
-
-
-@functools.cache
-def triton_works() -> bool:
-    """Whether the kernels agree with the contract on a tiny memory here; one warning and False where they do not."""
-    try:
-        h = torch.randn((5, 3), device="cuda")
-        planes, table = torch.randn((4, 3), device="cuda"), new_table(2, 2, dtype=torch.float32).cuda()
-        other, one = table.clone(), torch.ones(5, device="cuda")
-        buckets = hash_rows(h, planes, 2, "triton")
-        write(table, 0, buckets, h[:, :1], h[:, 1:2], one, "triton")
-        write(other, 0, buckets, h[:, :1], h[:, 1:2], one, "torch")
-        torch.testing.assert_close(buckets, hash_rows(h, planes, 2, "torch"))
-        torch.testing.assert_close(table, other)
-        found = [read(table, buckets, h[:, :1], total=5.0, path=path) for path in ("triton", "torch")]
-        torch.testing.assert_close(tuple(found[0]), tuple(found[1]), rtol=1e-4, atol=1e-5)
-    except Exception as fault:  # whatever it is, the contract serves
-        warnings.warn(f"the sketch memory runs without its Triton kernels: {fault}", stacklevel=2)
-        return False
-    return True

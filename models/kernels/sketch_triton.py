@@ -98,3 +98,20 @@ def write(cells: Tensor, buckets: Tensor, rows: Tensor) -> None:
     if len(rows):
         lanes = triton.next_power_of_2(arrays)
         _write_kernel[(len(rows),)](cells, buckets.contiguous(), rows.contiguous(), arrays, size, wide, LANES=lanes)
+
+
+def probe(device: torch.device) -> None:
+    """Raises where the kernels and the contract differ on a tiny memory."""
+    from . import sketch
+
+    draws = torch.Generator().manual_seed(0)
+    h, planes = (torch.randn(shape, generator=draws).to(device) for shape in ((5, 3), (4, 3)))
+    tables = [sketch.new_table(2, 2, dtype=torch.float32).to(device) for _ in range(2)]
+    buckets = [sketch.hash_rows(h, planes, 2, path) for path in ("triton", "torch")]
+    torch.testing.assert_close(*buckets)
+    paths: tuple[sketch.Path, ...] = ("triton", "torch")
+    for table, path in zip(tables, paths):
+        sketch.write(table, 0, buckets[1], h[:, :1], h[:, 1:2], torch.ones(5, device=device), path)
+    torch.testing.assert_close(*tables)
+    found = [tuple(sketch.read(tables[0], buckets[1], h[:, :1], total=5.0, path=p)) for p in paths]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from driftway.models.kernels import sketch
+from driftway.models.kernels.selection import triton_works
 from driftway.models.kernels.sketch import Path, Readout, compensate, estimated_error, hash_rows, read, write
 from torch import Tensor
 
@@ -207,7 +208,8 @@ def test_path_follows_the_device_and_the_wish() -> None:
 
 INTERPRETED = """
 import torch
-from driftway.models.kernels import sketch as s
+from driftway.models.kernels import selection, sketch as s
+assert selection.triton_works("sketch", torch.device("cpu"))
 g = torch.Generator().manual_seed(0)
 for values, slots, arrays, bits in ((1, 1, 7, 3), (3, 2, 4, 2)):
     h, planes = torch.randn(9, 5, generator=g), s.new_planes(5, arrays, bits, 1)
@@ -239,4 +241,4 @@ def test_the_triton_kernels_agree_in_the_interpreter() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_triton_kernels_agree_on_a_gpu() -> None:
-    assert sketch.triton_works()
+    assert triton_works("sketch", torch.device("cuda"))
