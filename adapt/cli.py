@@ -109,7 +109,11 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "name", nargs="?", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all quick ones if left out"
     )
+    bench.add_argument("--device", metavar="cpu|cuda", help="default cpu; only for those that can")
     bench.add_argument("--json", action="store_true", help="the rows as JSON, and nothing else on stdout")
+    bench.add_argument(
+        "--save", type=Path, metavar="FILE", help="the rows with date, device, clocks, versions, as JSON"
+    )
     return parser
 
 
@@ -359,7 +363,12 @@ def _bench(options: argparse.Namespace) -> int:
     from .benchmarks import measure
     from .folder import to_json
 
-    rows = measure(options.name)
+    rows = measure(options.name, options.device)
+    if options.save is not None:
+        from .benchmarks.floors import facts
+
+        command = " ".join(part for part in ("driftway bench", options.name) if part)
+        options.save.write_text(to_json(facts(options.device or "cpu") | {"command": command, "rows": rows}), "utf-8")
     if options.json:
         sys.stdout.write(to_json(rows))
     else:

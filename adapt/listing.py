@@ -249,8 +249,11 @@ def show_bench(rows: list[dict[str, Any]]) -> None:
     def shown(value: float) -> str:
         return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
 
-    cells = [
-        (r["bench"], r["case"], shown(r["ours"]), shown(r["peer"]), r["unit"], f"{r['ratio']:.2f}x", r["peer_name"])
-        for r in rows
-    ]
-    print(columns(cells, header=("bench", "case", "ours", "peer", "unit", "ratio", "peer is")))
+    def line(r: dict[str, Any]) -> tuple[str, ...]:
+        floor = "" if r["floor"] is None else f"{r['floor']:.2f}x"
+        met = {None: "", True: "met", False: "missed"}[r.get("met")]
+        numbers = (shown(r["ours"]), shown(r["peer"]), r["unit"], f"{r['ratio']:.2f}x", floor)
+        return (r["bench"], r["case"], *numbers, r["peer_name"], r.get("target") or "", met)
+
+    header = ("bench", "case", "ours", "peer", "unit", "ratio", "of floor", "peer is", "target", "")
+    print(columns([line(r) for r in rows], header=header))

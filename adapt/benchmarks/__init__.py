@@ -14,6 +14,7 @@ BENCHMARKS = {
     ),
     "hoeffding-tree": ("hoeffding_tree:measure", "our Hoeffding tree beside river's, same settings"),
     "row-sparse": ("row_sparse:measure", "a training step whose weight gradient and update are of active rows only"),
+    "kernels": ("kernels:measure", "every op for sparse updates beside its dense rival and its floor (minutes)"),
     "adab2n": ("adab2n:measure", "a layer of AdaB2N beside PyTorch's batch norm, and beside its own formulas"),
     "sparcl": ("sparcl:measure", "a training step under masks of rows, blocks and weights beside the dense one"),
     "continual-eval": ("continual_eval:measure", "evaluation at every update, and a training step, beside Avalanche's"),
@@ -30,21 +31,28 @@ BENCHMARKS = {
 }
 """name -> (``module:function`` in this folder, what it measures)."""
 
-SLOW = ("acu", "acu-baselines", "centaur-study", "driftmoe-table", "tta-compiled", "reloop2-table")
+SLOW = ("kernels", "acu", "acu-baselines", "centaur-study", "driftmoe-table", "tta-compiled", "reloop2-table")
 """Run only when asked for by name."""
 
 Row = dict[str, Any]
 """{bench, case, unit, ours, peer, peer_name, ratio, floor}; a ratio above 1 means that ours is better."""
 
 
-def measure(name: str | None = None) -> list[Row]:
-    """The rows of one benchmark, or of all quick ones; ``InputError`` for an unknown name."""
+ON_DEVICES = ("kernels",)
+"""Those that measure another device than the CPU when asked to."""
+
+
+def measure(name: str | None = None, device: str | None = None) -> list[Row]:
+    """The rows of one benchmark, or of all quick ones; ``InputError`` for an unknown name, or one without a device."""
     if name is not None and name not in BENCHMARKS:
         raise InputError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    if device is not None and name not in ON_DEVICES:
+        raise InputError(f"--device is for the benchmarks {', '.join(ON_DEVICES)}; the others run on the CPU")
+    given = {} if device is None else {"device": device}
     rows: list[Row] = []
     for chosen in [n for n in BENCHMARKS if n not in SLOW] if name is None else [name]:
         module, _, function = BENCHMARKS[chosen][0].partition(":")
-        rows += getattr(importlib.import_module(f".{module}", __name__), function)()
+        rows += getattr(importlib.import_module(f".{module}", __name__), function)(**given)
     return rows
 
 

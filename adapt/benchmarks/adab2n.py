@@ -13,20 +13,16 @@ at the speed of copying a map of this size, measured in the same rounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...models.kernels.balanced_batch_norm import Groups, Running, balanced_batch_norm
 from . import Row, row
-from .row_sparse import in_turn
+from .floors import Step, in_turn
 
 SHAPES = ((20, 64, 32, 32), (64, 64, 32, 32), (20, 128, 16, 16), (20, 512, 4, 4), (20, 20, 32, 32), (20, 16, 8, 8))
 GROUPS = 5
-
-Step = Callable[[], object]
 
 
 def steps_of(shape: tuple[int, ...], layout: torch.memory_format) -> list[Step]:

@@ -7,9 +7,7 @@ are updated; ``blocks of 16`` chooses 16 neighbours together. One thread, float3
 - "dense": the plain layer and ``torch.optim.AdamW(fused=True)``, no mask at all;
 - "masked": the published form of MIGU, a mask by ``torch.quantile`` multiplied onto the dense gradient, fused AdamW.
 
-Each round times all in turn, a few steps each after one that does not count; the next round goes the other way round;
-medians of processor time, which other programs disturb less than they do the clock on the wall. floor is our time by
-the Amdahl limit,
+Medians of processor time, taken in turn (``floors.in_turn``). floor is our time by the Amdahl limit,
 
     limit = dense step - (1 - ratio) (weight gradient + fused update, each timed alone in the same rounds),
 
@@ -18,10 +16,6 @@ rows, and whose score, choice and gather are free. The narrow layer, 256x256, is
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from statistics import median
-from time import process_time
 
 import torch
 from torch import Tensor
@@ -32,15 +26,13 @@ from ...models.kernels.row_sparse_linear import row_sparse_linear
 from ...models.kernels.row_sparse_optimizer import FACTORS
 from ...models.optimisers import AdamW, RowSet
 from . import Row, row
+from .floors import Step, in_turn
 
 LAYERS = ((768, 3072), (4096, 1024), (256, 256))
 BATCHES = (8, 32, 256)
 RATIOS = (0.05, 0.1, 0.3, 0.5)
 BLOCKS = (1, 16)
 LR, DECAY = 1e-3, 0.01
-ROUNDS, ROUND_SECONDS = 9, 0.02
-
-Step = Callable[[], object]
 
 
 def layer(d_out: int, d_in: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,25 +90,6 @@ def prunable(d_out: int, d_in: int, batch: int) -> tuple[Step, Step]:
     optimised.grad = torch.randn_like(weight)
     optimiser = torch.optim.AdamW([optimised], lr=LR, weight_decay=DECAY, fused=True)
     return lambda: target.t() @ x.detach(), optimiser.step
-
-
-def in_turn(steps: list[Step], rounds: int = ROUNDS) -> list[float]:
-    """Median seconds of a step of each, timed in turn."""
-    repeats = []
-    for step in steps:
-        step()
-        started = process_time()
-        step()
-        repeats.append(max(1, int(ROUND_SECONDS / (process_time() - started))))
-    found: list[list[float]] = [[] for _ in steps]
-    for n in range(rounds):
-        for i in range(len(steps))[:: 1 if n % 2 == 0 else -1]:
-            steps[i]()
-            started = process_time()
-            for _ in range(repeats[i]):
-                steps[i]()
-            found[i].append((process_time() - started) / repeats[i])
-    return [median(times) for times in found]
 
 
 def cases(d_out: int, d_in: int, batch: int, ratio: float) -> list[Row]:

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 from driftway.adapt import benchmarks
-from driftway.adapt.benchmarks import loop, row_sparse, tta
+from driftway.adapt.benchmarks import floors, loop, row_sparse, tta
 from driftway.adapt.listing import show_bench
 from driftway.streams import InputError
 
@@ -35,9 +35,10 @@ def test_the_loop_is_measured_beside_its_peers(
 
 
 def test_row_sparse_steps_have_two_peers_and_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LAYERS": ((32, 16),), "BATCHES": (4, 20), "RATIOS": (0.3,), "ROUNDS": 2}.items():
+    for name, value in {"LAYERS": ((32, 16),), "BATCHES": (4, 20), "RATIOS": (0.3,)}.items():
         monkeypatch.setattr(row_sparse, name, value)
-    monkeypatch.setattr(row_sparse, "ROUND_SECONDS", 0.0)
+    monkeypatch.setattr(floors, "ROUNDS", 2)
+    monkeypatch.setattr(floors, "ROUND_SECONDS", 0.0)
     rows = benchmarks.measure("row-sparse")
     assert len({(row["case"], row["peer_name"]) for row in rows}) == len(rows) == 2 * 2 * 2
     for row in rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from driftway.adapt.benchmarks import adab2n, row_sparse
+from driftway.adapt.benchmarks import adab2n, floors
 from driftway.models.kernels.balanced_batch_norm import (
     Groups,
     Running,
@@ -181,7 +181,7 @@ def test_output_keeps_the_layout_and_needs_no_packed_input() -> None:
 
 
 def test_its_benchmark_names_both_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_sparse, "ROUND_SECONDS", 1e-4)
+    monkeypatch.setattr(floors, "ROUND_SECONDS", 1e-4)
     rows = adab2n.cases((4, 2, 3, 3), torch.channels_last)
     assert [row["peer_name"] for row in rows] == ["torch batch_norm", "autograd"]
     for row in rows:
