@@ -39,6 +39,7 @@ from .folder import (
     to_json,
     write_whole,
 )
+from .folder_lock import FolderLock, doing
 from .guard import Guard
 from .learner import CannotCheckpoint, Learner, Receipt
 from .learners import make_learner
@@ -59,7 +60,8 @@ class Run:
     configuration that cannot work.
 
     ``steps()`` yields the loop's records once they are written. ``summary()`` may be asked for at any time.
-    ``notes`` are lines for a person: what this run cannot do, and checkpoints that were refused.
+    ``notes`` are lines for a person: what this run cannot do, and checkpoints that were refused. The folder is locked
+    until the last step or ``close()``.
     """
 
     def __init__(self, config: RunConfig, out: Path | None = None, *, resume: bool = False, command: str = "") -> None:
@@ -67,8 +69,17 @@ class Run:
         self.out = out
         self.notes: list[str] = []
         self.status = "interrupted"
-        if out is not None:
-            _enter(out, config, resume)
+        with ExitStack() as failing:
+            self._lock = None if out is None else _enter(out, config, resume, command)
+            if self._lock is not None:
+                failing.callback(self._lock.release)
+            self._set_up(resume, command)
+            failing.pop_all()
+        self._first_step = self.loop.step
+        self._elapsed = 0.0
+
+    def _set_up(self, resume: bool, command: str) -> None:
+        config = self.config
         self.stream = make_stream(config)
         self.learner = _build(config, self.stream.spec)
         self.warm_up_seconds = _warm_up(config, self.stream.spec, foreign=can_checkpoint(self.learner) is not None)
@@ -77,9 +88,7 @@ class Run:
         self.continual = make_continual(config, self.stream.spec)
         _check_worker(config, self.continual, self.learner)
         self.loop = self._make_loop()
-        self._writer = self._open_folder(resume, command) if out is not None else None
-        self._first_step = self.loop.step
-        self._elapsed = 0.0
+        self._writer = self._open_folder(resume, command) if self.out is not None else None
 
     def _make_loop(self) -> Loop:
         config = self.config
@@ -133,21 +142,21 @@ class Run:
     def steps(self) -> Iterator[Record]:
         """Run to the end of the stream, or until ``stop``; every record is handed out after it was written."""
         with ExitStack() as ends:
-            if self._writer is not None:
-                ends.callback(self._writer.close)
-            ends.enter_context(self._worker())
-            started = perf_counter()
-            self._ask_source(SourceDomain.begin)
-            for record in self.loop.steps(self.stream):
-                if self._writer is not None:
-                    self._writer.write(record, self.loop)
+            ends.callback(self.close)
+            with self._worker():
+                started = perf_counter()
+                self._ask_source(SourceDomain.begin)
+                for record in self.loop.steps(self.stream):
+                    if self._writer is not None:
+                        self._writer.write(record, self.loop)
+                    self._elapsed = perf_counter() - started
+                    yield record
+                self._ask_source(SourceDomain.end)
                 self._elapsed = perf_counter() - started
-                yield record
-            self._ask_source(SourceDomain.end)
-            self._elapsed = perf_counter() - started
-        self.status = "done" if self.loop.ended else "interrupted"
-        if self.out is not None:
-            write_whole(self.out / SUMMARY, to_json(self.summary()))
+            self.status = "done" if self.loop.ended else "interrupted"
+            if self.out is not None and self._writer is not None:
+                self._writer.sync()
+                write_whole(self.out / SUMMARY, to_json(self.summary()))
 
     def forget(self, request: Forget) -> Receipt:
         """Carry out a request on a run that stands still: record, checkpoint and ledger are on the disk on return.
@@ -169,9 +178,11 @@ class Run:
         return receipt
 
     def close(self) -> None:
-        """Let go of the folder's files; for a run that is not stepped through."""
+        """Let go of the folder and its files; for a run that is not stepped through."""
         if self._writer is not None:
             self._writer.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def _ask_source(self, moment: Callable[[SourceDomain, Learner], None]) -> None:
         """Let the source domain be judged, if it is; the time is that of evaluation."""
@@ -243,15 +254,20 @@ def finished(out: Path, config: RunConfig) -> dict[str, Any] | None:
     return summary if summary is not None and summary.get("status") == "done" else None
 
 
-def _enter(out: Path, config: RunConfig, resume: bool) -> None:
-    """Make sure that the folder may be written to for this run."""
+def _enter(out: Path, config: RunConfig, resume: bool, command: str) -> FolderLock:
+    """The folder, made and locked, once it is sure that it may be written to for this run."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: this is a file")
-    if holds_run(out):
-        if not resume:
-            raise InputError(f"--out {out}: holds a run already; --resume continues it")
-        _same_run(out, config)
     make_folder(out)
+    lock = FolderLock(out, doing(command))
+    with ExitStack() as failing:
+        failing.callback(lock.release)
+        if holds_run(out):
+            if not resume:
+                raise InputError(f"--out {out}: holds a run already; --resume continues it")
+            _same_run(out, config)
+        failing.pop_all()
+    return lock
 
 
 def _same_run(out: Path, config: RunConfig) -> None:

@@ -124,7 +124,7 @@ def forget_in_folder(folder: Path, request: Forget, *, name: str = "") -> tuple[
 
     if not (folder / CONFIG).exists():
         raise InputError(f"{folder}: holds no run")
-    run = Run(resolve({}, config=folder / CONFIG), folder, resume=True)
+    run = Run(resolve({}, config=folder / CONFIG), folder, resume=True, command="driftway forget")
     try:
         if name:
             request = replace(request, ids=np.array([_class_code(run.stream.spec.classes, name)]))
