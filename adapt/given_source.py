@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,13 +155,19 @@ def _called(name: str, spec: StreamSpec, inputs: Pixels | Columns) -> nn.Module:
 
 def check_fit(net: nn.Module, name: str, spec: StreamSpec, inputs: Pixels | Columns) -> None:
     """``InputError`` where a network cannot take the stream's rows, or has not one logit for each of its classes."""
-    net.eval()
-    try:
-        with torch.no_grad():
-            answer = net(torch.zeros(2, *inputs.shape))
-    except Exception as fault:
-        reason = " ".join(str(fault).split())
-        raise InputError(f"{name} cannot take rows of {'x'.join(map(str, inputs.shape))}: {reason}") from None
+    answer = asked(net, name, inputs)
     shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
     if shape != (2, class_count(spec)):
         raise InputError(f"{name} gives {shape} for 2 rows, stream {spec.name} needs (2, {class_count(spec)})")
+
+
+def asked(net: nn.Module, name: str, inputs: Pixels | Columns) -> Any:
+    """What a network, from then on in evaluation mode, makes of two rows; ``InputError`` where it cannot take them."""
+    net.eval()
+    at = next((p.device for p in net.parameters()), None)
+    try:
+        with torch.no_grad():
+            return net(torch.zeros(2, *inputs.shape, device=at))
+    except Exception as fault:
+        reason = " ".join(str(fault).split())
+        raise InputError(f"{name} cannot take rows of {'x'.join(map(str, inputs.shape))}: {reason}") from None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..models.inputs import Columns, Pixels
 from ..models.prototypes import STRENGTHS, Calibration, Cosine, Prototypes, class_means, split_scores
 from ..streams import Array, InputError, StreamSpec
-from .given_source import embedded, fit, given_source, read_tensors
+from .given_source import asked, embedded, fit, given_source, read_tensors
 from .source_model import (
     Progress,
     Training,
@@ -85,11 +85,12 @@ def prototypes_of(
 ) -> tuple[nn.Module, Prototypes]:
     """Body and prototypes of a model that is there: its own where they are its head, else those of the clean rows.
 
-    Raises ``InputError`` where it has no body, or there are no clean rows.
+    Raises ``InputError`` where it has no body, or none that takes the rows, or there are no clean rows.
     """
     body, head = getattr(model, "body", None), getattr(model, "head", None)
     if not isinstance(body, nn.Module):
         raise InputError(f"{name} has no body, whose features prototypes could be means of")
+    asked(body, f"the body of {name}", inputs)
     if isinstance(head, Prototypes):
         return body, head
     x, y = clean_rows(spec, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -217,9 +218,10 @@ def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, device: str = "c
     """A learner by its name in the table, for streams of this spec.
 
     name: one of the table, or parts of the gradient learner with ``+`` between (``er+sparcl``). settings: the learner's
-    parameters; text is converted to each parameter's type, so that flags can be passed on as they are. Raises
-    ``InputError`` for an unknown name, parameter or value, for parts that cannot be combined, and where the learner
-    cannot do the stream's kind of target or the device.
+    parameters; text is converted to each parameter's type, so that flags can be passed on as they are. model: of
+    learners that have one, also a torch module in place of its name; the learner takes it over. Raises ``InputError``
+    for an unknown name, parameter or value, for parts that cannot be combined, for a module that does not fit, and
+    where the learner cannot do the stream's kind of target or the device.
 
     >>> from driftway.streams import Column, StreamSpec
     >>> make_learner("logistic", StreamSpec("s", (Column("a"),), classes=("n", "y")), rate="0.1").params.rate
@@ -235,12 +237,14 @@ def make_learner(name: str, spec: StreamSpec, *, seed: int = 0, device: str = "c
         raise InputError(f"stream {spec.name!r} has no columns to learn from")
     if device not in kind.devices:
         raise InputError(f"{name} runs on the {' or '.join(sorted(kind.devices))} only, not on {device}")
+    placed: dict[str, Any] = {} if device == "cpu" else {"device": device}
+    if not isinstance(settings.get("model", ""), str) and "model" in inspect.signature(kind).parameters:
+        placed["model"] = settings.pop("model")
     params = read_params(learner_params(name), settings, name)
     if is_composed(name):
         from .composed import compose
 
-        return compose(name, spec, params, seed, device)
-    placed = {} if device == "cpu" else {"device": device}
+        return compose(name, spec, params, seed, **placed)
     return kind(spec, params, seed, **placed)
 
 

@@ -56,10 +56,10 @@ def _check(self: Any) -> None:
         _pick(kind, self)
 
 
-def compose(name: str, spec: StreamSpec, params: Any, seed: int, device: str) -> GradientLearner:
-    """The learner of these parts; it keeps the parameters of all of them as its own."""
+def compose(name: str, spec: StreamSpec, params: Any, seed: int, **placed: Any) -> GradientLearner:
+    """The learner of these parts; it keeps the parameters of all of them as its own. placed: its model, its device."""
     policy, *techniques = (_pick(kind, params) for kind in parts_of(name))
-    return GradientLearner(spec, params, seed, replay=policy, techniques=techniques, device=device)
+    return GradientLearner(spec, params, seed, replay=policy, techniques=techniques, **placed)
 
 
 def _pick(kind: type[Any], params: Any) -> Any:

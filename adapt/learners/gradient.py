@@ -105,6 +105,8 @@ class GradientLearner(Learner):
         if self.by_task:
             self.needs |= {"boundaries"}
         self.experience_classes = _classes_of_experiences(spec)
+        if model is not None and not isinstance(model, Network):
+            raise InputError(f"model must be a Network(body, head) or the name of one, not {type(model).__name__}")
         self.net = self._network() if model is None else model
         self.net.to(self.device).eval()
         self.optimiser = self._optimiser()

@@ -28,18 +28,16 @@ from ...models.adaptive_norm import (
     start_anew,
     using,
 )
-from ...models.inputs import Columns, Pixels
 from ...models.passes import Pass
 from ...models.surrogate_gap import all_finite, joint_norm
 from ...streams import NO_LABEL, Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
 from ..source_model import Progress, Training, class_count, tell
-from .gradient import inputs_of
 from .test_time_memory import BalancedMemory
 from .test_time_parts import Parts, probabilities
 from .test_time_passes import passes_for
 from .test_time_recipes import Recipe
-from .test_time_shots import Prototyped, by_code, start
+from .test_time_shots import Prototyped, by_code, inputs_for, start
 from .test_time_step import Lesson, Step, Student, choose, step_of
 from .test_time_teacher import (
     RESTORE,
@@ -75,9 +73,16 @@ class TestTimeLearner(Learner):
 
     params: a recipe, which has the method's parameters. parts: a method of one's own mixture instead of the recipe's.
     model: a trained network instead of the recipe's source model, float[B, ...] to float[B, C]; the learner takes it
-    over.
+    over. Images go into it scaled by the mean and std of the spec's notes, other rows scaled by the stream's clean
+    ones, and as they are where there are none.
 
     With statistics of the batch an answer depends on the rows that came along, by nature of the method.
+
+    >>> import driftway as dw
+    >>> spec = dw.StreamSpec("sensors", (dw.Column("a"), dw.Column("b")), classes=("n", "y"))
+    >>> net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    >>> list(dw.learner("tent", spec, model=net).moving)
+    ['1.weight', '1.bias']
     """
 
     __test__ = False
@@ -107,7 +112,7 @@ class TestTimeLearner(Learner):
         p: Recipe = self.params
         self.device = torch.device(device)
         self.parts = p.parts(spec) if parts is None else parts
-        self.inputs: Pixels | Columns = inputs_of(spec)
+        self.inputs = inputs_for(spec)
         self.net, self.taught = start(
             self.parts.shots,
             spec,

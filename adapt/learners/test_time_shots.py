@@ -28,8 +28,9 @@ from ...models.prototypes import Calibration, Prototypes
 from ...streams import Array, InputError, StreamSpec
 from ..given_source import check_fit, given_source
 from ..learner import State
-from ..source_model import Progress, Training, class_count, source_model, tell
+from ..source_model import Progress, Training, class_count, clean_rows, source_model, tell
 from ..source_prototypes import prototype_source, prototypes_of
+from .gradient import inputs_of
 
 CompanyRule = Literal["after", "before"]
 COMPANY = 64
@@ -260,6 +261,12 @@ class Finetuned:
         self._head.codes = torch.as_tensor(state["codes"]).to(self.codes.device, copy=True)
 
 
+def inputs_for(spec: StreamSpec) -> Pixels | Columns:
+    """What turns rows of the stream into tensors; columns that no clean rows say the scale of go in as they are."""
+    inputs = inputs_of(spec)
+    return inputs if inputs.fixed or spec.source is not None else Pixels(spec.shape or (spec.n_features,), [0.0], [1.0])
+
+
 def start(
     how: Shots | Finetuning | None,
     spec: StreamSpec,
@@ -274,15 +281,18 @@ def start(
     """The network that adaptation starts from, and what labels will teach it.
 
     source: as ``given_source`` takes it; none trains a model on the stream's clean rows. model: one that is there
-    already. Prototypes are those of the model where it has them, else class means of the stream's clean rows.
+    already. Prototypes are those of the model where it has them, else class means of the stream's clean rows. Raises
+    ``InputError`` where a model does not fit.
     """
+    if model is not None:
+        _handed(model, source, spec, inputs)
     if isinstance(how, Shots):
         return _prototyped(how, spec, inputs, training, source, model, keep, progress)
     if model is None and source:
         model = given_source(source, spec, inputs, training, keep=keep, progress=progress)
     elif model is None:
         model = source_model(spec, inputs, training, keep=keep, progress=progress)
-    elif how is None:
+    else:
         check_fit(model, "the model", spec, inputs)
     if how is None:
         return model, None
@@ -291,6 +301,16 @@ def start(
     known = range(class_count(spec)) if spec.source is None else sorted(spec.source.classes)
     taught = Finetuned(how, model, torch.tensor(list(known), dtype=torch.int64))
     return taught.net, taught
+
+
+def _handed(model: Any, source: str, spec: StreamSpec, inputs: Pixels | Columns) -> None:
+    """A model of a person's own sees rows scaled by the clean ones, where there are any."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch module or the name of a network, not {type(model).__name__}")
+    if source:
+        raise InputError("there are two source models: give model or source, not both")
+    if spec.source is not None and not inputs.fixed:
+        clean_rows(spec, inputs)
 
 
 def _prototyped(

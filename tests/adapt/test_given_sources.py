@@ -18,6 +18,7 @@ from driftway.adapt.learners.test_time import TestTimeLearner
 from driftway.adapt.learners.test_time_recipes import NCM, RSGS, Source, Tent
 from driftway.adapt.source_model import Training, source_model
 from driftway.models.inputs import Pixels
+from driftway.models.networks import build
 from driftway.models.vision import import_torchvision
 from driftway.streams import Source as Clean
 from safetensors.torch import load_file, save_file
@@ -180,6 +181,68 @@ def test_a_module_without_body_and_head_adapts(stream: Any, batches: list[dw.Bat
     adapt(one, batches)
     assert list(one.moving) == ["2.weight", "2.bias"]
     assert one.telemetry()["steps"] == len(batches)
+
+
+# --- modules ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["source", "bn-adapt", "tent", "eata", "sar", "rsgs", "cotta", "rotta", "test-time"])
+def test_every_recipe_takes_a_module_by_name(stream: Any, batches: list[dw.Batch], name: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 10)).eval()
+    x = inputs_for(stream.spec).tensor(batches[0].x)
+    wanted = torch.softmax(net(x).double(), 1).numpy(force=True)
+    one = dw.learner(name, stream.spec, model=net)
+    np.testing.assert_allclose(one.source_scores(batches[0]), wanted, atol=1e-6)
+    adapt(one, batches[:1])
+
+
+def test_classes_of_few_shots_come_from_the_body_of_a_module() -> None:
+    spec = dw.stream("digits-gilcd").spec
+    for name in ("ncm", "teen", "csfa", "shots-finetune"):
+        known = dw.learner(name, spec, model=build("convnet:4-8", (1, 8, 8), 10))
+        assert known.classes == 6
+
+
+def test_rows_of_a_module_are_scaled_by_clean_rows_or_not_at_all() -> None:
+    columns = (dw.Column("a"), dw.Column("b", ("n", "y")))
+    x, y = np.array([[2.0, 0.0], [4.0, 1.0]], np.float32), np.array([0, 1])
+    clean = Clean("clean", (0, 1), lambda: (x, y), lambda: (x, y))
+    row = dw.Batch(np.array([0]), np.array([[4.0, 1.0]]), 0.0)
+    for source, width, wanted in ((None, 2, [4.0, 1.0]), (clean, 3, [1.0, 0.0, 1.0])):
+        spec = dw.StreamSpec("table", columns, classes=("n", "y"), source=source)
+        one = dw.learner("source", spec, model=nn.Linear(width, 2))
+        np.testing.assert_allclose(one.inputs.tensor(row.x), [wanted])
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "said"),
+    [
+        ("tent", nn.Linear(65, 10), "the model cannot take rows of 1x8x8"),
+        (
+            "tent",
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
+            "gives (2, 7) for 2 rows, stream digits-c needs (2, 10)",
+        ),
+        ("tent", 3, "model must be a torch module or the name of a network, not int"),
+        ("ncm", build("convnet:4", (3, 8, 8), 10), "the body of the model cannot take rows of 1x8x8"),
+        ("shots-finetune", build("convnet:4", (1, 8, 8), 7), "gives (2, 7)"),
+        ("er", nn.Linear(64, 10), "model must be a Network(body, head) or the name of one, not Linear"),
+        ("majority", nn.Linear(64, 10), "learner 'majority' has no parameter 'model'"),
+    ],
+)
+def test_modules_that_do_not_fit_are_one_line(stream: Any, name: str, model: Any, said: str) -> None:
+    with pytest.raises(dw.InputError) as caught:
+        dw.learner(name, stream.spec, model=model)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_comes_one_way(stream: Any) -> None:
+    with pytest.raises(dw.InputError, match="give model or source, not both"):
+        dw.learner("tent", stream.spec, model=nn.Linear(64, 10), source="model.safetensors")
+    net = build("mlp:8", (64,), 10)
+    assert dw.learner("er", stream.spec, model=net, memory=10).net is net
 
 
 # --- published networks -----------------------------------------------------------------------------------------
