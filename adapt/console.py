@@ -304,6 +304,7 @@ def _key_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Name, value and a note, line by line; lines that do not apply are left out."""
     from ..evaluation.continual_report import NAMES, figures_of, notes_on, shown
     from ..evaluation.driving_report import driving_figures
+    from ..evaluation.paired_report import signed
     from ..evaluation.report import baselines, standing
 
     measure, found = show.measure_of(summary), figures_of(dict(summary))
@@ -315,6 +316,10 @@ def _key_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     recent = measure.show(summary.get(f"{measure.key}_window"))
     yield "prequential" if found else measure.name, measure.show(score), f"{recent} in the last window"
     yield from _shift_figures(summary)
+    pair = summary.get("source") or {}
+    if show.is_number(pair.get("gain")):
+        note = f"adapted {signed(pair['gain'])} on {show.count(pair['judged_rows'], 'row')} that both answered"
+        yield "source, unadapted", show.percent(pair["source"]), note
     for name, value in baselines(dict(summary)).items():
         yield name, measure.show(value), standing(measure, score, value)
     if show.is_number(summary.get("kappa_t")):

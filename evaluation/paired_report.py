@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from . import figures as show
@@ -26,6 +29,22 @@ def signed(value: object) -> str:
     if not show.is_number(value):
         return show.DASH
     return ("+" if value > 0 else "") + show.points(value)
+
+
+def paired_verdict(summary: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Whether the learner did better than its source, as ``report.verdict``; None where no label tells, or the two
+    never differed."""
+    found = summary.get("source")
+    if not isinstance(found, Mapping) or not show.is_number(found["gain"]) or not (found["gain"] or found["gain_se"]):
+        return None
+    name, gain, rows = summary.get("learner"), found["gain"], show.count(found["judged_rows"], "row")
+    if abs(gain) <= 2 * found["gain_se"]:
+        error = show.points(found["gain_se"])
+        words = f"{signed(gain)}, standard error {error}, on {rows} that both answered"
+        return "plain", f"{name} cannot be told from its source without adaptation: {words}."
+    side, more = ("better", "more") if gain > 0 else ("worse", "less")
+    words = f"{show.points(abs(gain))} {more} on {rows} that both answered"
+    return "good" if gain > 0 else "bad", f"{name} does {side} than its source without adaptation: {words}."
 
 
 def paired_section(run: RunData) -> Section | None:

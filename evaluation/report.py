@@ -18,7 +18,7 @@ from .continual_report import continual_part
 from .cost_report import cost_section
 from .driving_report import driving_figures, driving_section, driving_verdict
 from .few_shot_report import few_shot_section
-from .paired_report import paired_section
+from .paired_report import paired_section, paired_verdict
 from .plots import Curve, Marks, Plot
 from .run_data import RunData, read_run
 from .section import Section
@@ -139,10 +139,13 @@ def baselines(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def verdict(run: RunData) -> tuple[str, str]:
-    """Whether the run was worth it: ("good" | "bad" | "plain", one sentence)."""
-    driving = driving_verdict(run.summary)
-    if driving is not None:
-        return driving
+    """Whether the run was worth it: ("good" | "bad" | "plain", one sentence).
+
+    A learner that adapts a source is measured against that, others against the baselines.
+    """
+    special = driving_verdict(run.summary) or paired_verdict(run.summary)
+    if special is not None:
+        return special
     measure, name = show.measure_of(run.summary), _name(run, "learner")
     score, rivals = run.summary.get(measure.key), baselines(run.summary)
     if not show.is_number(score) or not rivals:

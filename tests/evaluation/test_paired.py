@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from driftway.evaluation.label_free import estimated_gain, histogram_entropy, information, persistence
 from driftway.evaluation.paired import Paired
-from driftway.evaluation.paired_report import paired_compared, paired_section
+from driftway.evaluation.paired_report import paired_compared, paired_section, paired_verdict
+from driftway.evaluation.report import verdict
 from driftway.evaluation.run_data import RunData
 from driftway.evaluation.section import Compared, Drawing, Table, Words
 
@@ -128,3 +129,27 @@ def test_section_of_a_comparison() -> None:
         ["sar", "81.0", "60.0", "−10.0", "18.0", "1", "0"],
     ]
     assert table.cells()[0][3].kind == "best"
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, ("good", "tent does better than its source without adaptation: 21.0 points more")),
+        ({"gain": -0.05}, ("bad", "tent does worse than its source without adaptation: 5.0 points less")),
+        (
+            {"gain": -0.04},
+            ("plain", "cannot be told from its source without adaptation: −4.0 points, standard error 2.0"),
+        ),
+        ({"gain": 0.0, "gain_se": 0.0}, None),
+        ({"gain": None, "gain_se": None}, None),
+    ],
+)
+def test_the_verdict_of_a_run_is_about_its_source(changes: dict[str, Any], wanted: tuple[str, str] | None) -> None:
+    summary = {"learner": "tent", "accuracy": 0.8, "baseline": {"no_change": 0.1}, "source": SOURCE | changes}
+    mood, words = verdict(RunData(summary))
+    if wanted is None:
+        assert paired_verdict(summary) is None
+        assert words.startswith("tent does better than both baselines")
+    else:
+        assert (mood, wanted[1] in words) == (wanted[0], True)
+        assert words.endswith("on 480 rows that both answered.")
