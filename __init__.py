@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "streams": (
-        "Batch Labels Forget Boundary Rejected Column StreamSpec Experience Stream InputError NO_LABEL STREAMS "
-        "DATASETS ask_to_forget stream open_file from_arrays from_experiences concat incremental corrupt delay_labels "
-        "drop_labels split_classes take rebatch shuffle_within"
+        "Batch Labels Forget Boundary Rejected Column StreamSpec Experience Impressions Stream InputError NO_LABEL "
+        "STREAMS DATASETS ask_to_forget stream open_file from_arrays from_experiences concat incremental corrupt "
+        "delay_labels drop_labels split_classes take rebatch shuffle_within"
     ),
     "adapt.loop": "Loop Record",
     "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",
@@ -38,6 +38,7 @@ _HOMES = {
     "evaluation.prequential": "Prequential",
     "evaluation.continual": "Continual",
     "evaluation.calibration": "Calibration",
+    "evaluation.clicks": "ClickScores",
     "evaluation.shifts": "Shifts Sessions",
 }
 _HOME = {

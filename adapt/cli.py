@@ -142,6 +142,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate-worker", action="store_const", const=True, default=unset, help="evaluate in a process of its own"
     )
+    parser.add_argument(
+        "--time-slots", default=unset, metavar="N", help="slots of time that clicks are scored by (default 10)"
+    )
     parser.add_argument("--device", default=unset, metavar="cpu|cuda", help="default cpu")
     parser.add_argument(
         "--no-guard", dest="guard", action="store_const", const=False, default=unset, help="never roll a learner back"
@@ -161,7 +164,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 FLAGS = (
     *("learner", "label", "batch", "delay", "limit", "seed", "device"),
-    *("evaluate_every", "evaluate_worker", "guard", "stand_in"),
+    *("evaluate_every", "evaluate_worker", "time_slots", "guard", "stand_in"),
 )
 
 

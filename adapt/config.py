@@ -48,6 +48,7 @@ class RunConfig:
     every: int = option(100, "rows between two records")
     window: int = option(1000, "rows of the sliding window")
     fading: float = option(0.999, "fading factor of the faded metrics")
+    time_slots: int = option(10, "equal slots of time by which the scores of a click stream are told")
     pending: int = option(10_000, "rows that may wait for their label")
     guard: bool = option(True, "roll a broken learner back to its last good snapshot")
     stand_in: bool = option(True, "let the source model answer while the guard holds adaptation to be worse than it")
@@ -56,7 +57,7 @@ class RunConfig:
 
 
 LIMITS = {"batch": 1, "delay": 0, "limit": 1, "seed": 0, "every": 1, "window": 1, "pending": 1, "evaluate_every": 0}
-LIMITS |= {"evaluate_rows": 1}
+LIMITS |= {"evaluate_rows": 1, "time_slots": 1}
 
 
 def check(config: RunConfig) -> RunConfig:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.calibration import Calibration
+from ..evaluation.clicks import ClickScores
 from ..evaluation.continual import Continual
 from ..evaluation.prequential import Prequential
 from ..evaluation.shifts import Sessions, Shifts
@@ -112,7 +113,8 @@ class Run:
 
     def _watches(self) -> list[Evaluator]:
         """What watches beside the prequential evaluator."""
-        return [*watches(self.stream.spec), *([] if self.source_domain is None else [self.source_domain])]
+        found = watches(self.stream.spec, self.config.time_slots)
+        return found if self.source_domain is None else [*found, self.source_domain]
 
     def _open_folder(self, resume: bool, command: str) -> RecordWriter:
         """Restore what the newest checkpoint holds, cut the files to it, and be ready to write."""
@@ -222,7 +224,7 @@ class Run:
             "learner": self.config.learner,
             "seed": self.config.seed,
             "status": self.status,
-            **dict.fromkeys((*SCORES, *SHIFT_SCORES)),
+            **dict.fromkeys((*SCORES, *CLICK_SCORES, *SHIFT_SCORES)),
             "baseline": {"majority": None, "no_change": None},
             "examples_per_second": round(rows / self._elapsed, 1) if self._elapsed else None,
             "seconds": None,
@@ -239,6 +241,7 @@ class Run:
 
 
 SCORES = ("examples", "labelled", "accuracy", "accuracy_window", "kappa", "kappa_m", "kappa_t", "logloss", "continual")
+CLICK_SCORES = ("auc", "gauc", "clicks")
 SHIFT_SCORES = ("shifts", "shift_error", "few_shot", "ece", "calibration", "source_domain", "source")
 COUNTS = ("quarantined", "dropped_labels", "rollbacks", "drift_alarms")
 CLOCKS = ("examples_per_second", "seconds", "latency_ms", "ms_per_batch", "peak_rss_mb", "warm_up_seconds")
@@ -311,11 +314,14 @@ def make_continual(config: RunConfig, spec: StreamSpec) -> Continual | None:
     )
 
 
-def watches(spec: StreamSpec) -> list[Evaluator]:
-    """What judges beside the prequential evaluator: calibration, and shifts or sessions where the stream has them."""
+def watches(spec: StreamSpec, time_slots: int = 1) -> list[Evaluator]:
+    """What judges beside the prequential evaluator: calibration, and clicks, shifts or sessions where the stream has
+    them."""
     if spec.target != "classification":
         return []
     found: list[Evaluator] = [Calibration(spec)]
+    if spec.impressions is not None:
+        found.append(ClickScores(spec, time_slots))
     if "sessions" in spec.notes:
         found.append(Sessions(spec))
     elif "stretches" in spec.notes:

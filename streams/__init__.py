@@ -14,7 +14,7 @@ from .few_shots import FewShotFeatures, few_shot_features
 from .files import FileParams, open_file
 from .requests import ask_to_forget
 from .sources import BLOCK, BlockStream, from_arrays
-from .spec import MAX_CLASSES, Column, Experience, InputError, Source, Stream, StreamSpec, Worth
+from .spec import MAX_CLASSES, Column, Experience, Impressions, InputError, Source, Stream, StreamSpec, Worth
 
 stream = open_stream
 
@@ -37,6 +37,7 @@ __all__ = [
     "FewShotFeatures",
     "FileParams",
     "Forget",
+    "Impressions",
     "InputError",
     "Labels",
     "Rejected",

@@ -5,6 +5,7 @@ becomes known ``conversion`` seconds after its row on the average (exponential, 
 feedback in display advertising, KDD 2014), that there was none once the ``window`` is over; such streams come row by
 row, so that delays are exact.
 The column of the user, by whom ``gauc`` groups, is ``spec.notes["user"]``; that of the item ``spec.notes["item"]``.
+``spec.impressions`` hands users and time stamps of all rows to the evaluator.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .delay import delay_labels
 from .events import Array, Batch, Event
 from .npz import read_arrays
 from .sources import from_arrays
-from .spec import Column, InputError, Source, Stream, StreamSpec
+from .spec import Column, Impressions, InputError, Source, Stream, StreamSpec
 
 CLASSES = ("no click", "click")
 
@@ -83,6 +84,7 @@ def ctr_drift(params: CtrDrift, seed: int) -> Stream:
         length=n,
         drifts=tuple(boundaries),
         source=_source("the first concept", *before[0], *before[1]) if p.train else None,
+        impressions=Impressions(),
     )
     return from_arrays(x, y, spec=spec, boundaries=boundaries)
 
@@ -173,6 +175,9 @@ def _log(
         raise InputError(f"{name} has no time stamps: no conversion, no window; use --delay ROWS")
     x = np.column_stack([values.astype(np.float64) for _, values in columns])
     start = int(params.source * len(y))
+    user = next((j for j, (column, _) in enumerate(columns) if column.name == (notes or {}).get("user")), None)
+    users = None if user is None else np.nan_to_num(x[start:, user], nan=-1).astype(np.int64)
+    times = times.astype(np.float64)
     spec = StreamSpec(
         name,
         tuple(column for column, _ in columns),
@@ -180,12 +185,13 @@ def _log(
         classes=CLASSES,
         length=len(y) - start,
         notes=dict(notes or {}),
+        impressions=Impressions(users, None if sorted_by == "row" else times[start:]),
     )
     if start:
         held = max(1, start // 10)
         parts = (x[: start - held], y[: start - held], x[start - held : start], y[start - held : start])
         spec = replace(spec, source=_source(f"the first {start} rows", *parts))
-    x, y, times = x[start:], y[start:].astype(np.int64), times[start:].astype(np.float64)
+    x, y, times = x[start:], y[start:].astype(np.int64), times[start:]
     stream: Stream = from_arrays(x, y, spec=spec)
     if not params.conversion and not params.window:
         return _Timed(stream, times)

@@ -12,7 +12,7 @@ import numpy as np
 from .events import Array, Batch, Boundary, Event, Forget, Labels, Rejected
 from .feed import Feed, same_columns, uniform
 from .sources import BLOCK
-from .spec import InputError, Stream, StreamSpec
+from .spec import Impressions, InputError, Stream, StreamSpec
 
 Ramp = Literal["sigmoid", "linear"]
 
@@ -251,7 +251,13 @@ def _joined_spec(parts: Sequence[Stream], switches: list[Switch]) -> StreamSpec:
         length=length,
         drifts=tuple(sorted(drifts)),
         experiences=tuple(e for h in held for e in h) if known else (),
+        impressions=_numbered_anew(parts),
     )
+
+
+def _numbered_anew(parts: Sequence[Stream]) -> Impressions | None:
+    """Of rows with new ids: users and time stamps of clicks are not known any more."""
+    return Impressions() if all(p.spec.impressions for p in parts) else None
 
 
 def incremental(*streams: Stream, start: int = 0, span: int | None = None, seed: int = 0) -> Stream:
@@ -283,6 +289,7 @@ class _Incremental:
             length=min(lengths, default=None),
             drifts=(start,) if start else (),
             experiences=(),  # held-out rows of either concept would judge neither stretch
+            impressions=_numbered_anew(parts),
         )
         self._feeds = [Feed(p) for p in parts]
         self._start, self._span, self._seed = start, span, seed

@@ -78,6 +78,18 @@ class Worth:
     scene: Callable[[int], Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Impressions:
+    """Whose rows those of a click stream are and when they came, so that its scores can be told by user and by time.
+
+    users: int64[n], of the rows with the ids 0..n-1, -1 where not known; None where nobody's. times: float64[n],
+    rising, seconds since 1970 (UTC); None where there are no time stamps: the row number stands for the time.
+    """
+
+    users: Array | None = None
+    times: Array | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """Names, kinds and sizes, known before the first row.
@@ -87,7 +99,7 @@ class StreamSpec:
     is known to change. shape: the shape of one row where it is not a flat table row (an image; channels first).
     experiences: where held-out rows are known: the first begins with the stream, the next at each Boundary.
     source: where a model is meant to be trained before the stream begins. Compositions keep it as it is, clean.
-    worth: where answers are worth more than right or wrong.
+    worth: where answers are worth more than right or wrong. impressions: where class 1 of two is a click.
     """
 
     name: str
@@ -102,6 +114,7 @@ class StreamSpec:
     experiences: tuple[Experience, ...] = field(default=(), compare=False, repr=False)
     source: Source | None = field(default=None, compare=False, repr=False)
     worth: Worth | None = field(default=None, compare=False, repr=False)
+    impressions: Impressions | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_features(self) -> int:
