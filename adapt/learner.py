@@ -68,7 +68,8 @@ def _stack(arrays: list[Array]) -> Array:
 class Receipt:
     """Proof of an unlearning request: which ids, digests of the state before and after, and what is guaranteed.
 
-    certificate: further facts as plain values, such as the bound on the distance to training anew.
+    certificate: further facts as plain values, such as the bound on the distance to training anew; ``digests`` there
+    are those of the rows of each id, {id: [hex]}.
     """
 
     ids: tuple[int, ...]

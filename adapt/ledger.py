@@ -50,7 +50,8 @@ class Ledger:
         """The line of a request, which ``commit`` will append. facts: plain values beside those of the receipt."""
         proof = dict(receipt.certificate)
         key = self._key()
-        proof["digests"] = [_keyed(key, digest) for digest in proof.get("digests", [])]
+        digests = proof.get("digests", {})
+        proof["digests"] = {row: [_keyed(key, one) for one in found] for row, found in digests.items()}
         entry: Entry = {
             "number": self.count + 1,
             "previous": self.head,

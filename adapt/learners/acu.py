@@ -23,16 +23,20 @@ request give the forgotten rows' features away: keep states confidential and del
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from ...models.analytic import NotContained, Record, StateCorrupt
+from ...models.analytic_inverse import SHARE
 from ...models.feature_maps import Expansion, FeatureMap
 from ...streams import Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import CannotForget, Learner, Prediction, Receipt, State
 from ..learnt import Learnt
+from ..state import copy_state
 from .acu_parts import engine, feature_map, guarantee
 
 
@@ -150,6 +154,9 @@ class ACU(Learner):
         places = self.learnt.find(batch.ids)
         if batch.y is None or len(places) != len(batch):
             raise CannotForget("every row is to be handed over once, with its label, and was learnt once")
+        shape = np.shape(batch.x)
+        if shape != (len(batch), self.spec.n_features):
+            raise CannotForget(f"rows have shape {shape[1:]}, those learnt have {self.spec.n_features} columns")
         z, y = self.features(_rows(batch)), np.asarray(batch.y)
         self.learnt.check(places, z, y)
         return self._take_out("rows", places, z, y)
@@ -171,21 +178,36 @@ class ACU(Learner):
         before, counts = self._digest(), self.head.counts.copy()
         if len(places):
             x, targets = self.expand(z), self._targets(y)
-            rebuilt = False
-            try:
-                self.head.forget(x, targets, sure=True)
-                if self.params.engine == "statistics":
-                    self.head.weights()
-            except NotContained as fault:
-                raise CannotForget(f"the model does not contain these rows: {fault}") from None
-            except StateCorrupt as fault:
-                self._rebuild(places, fault)
-                rebuilt = True
+            forget = partial(self.head.forget, x, targets, sure=True)
+            kept = self.params.engine == "statistics" or len(places) > self.expand.width // SHARE
+            rebuilt = self._out_of_head(places, forget, kept=kept)
             if self._keeps_records:
                 self._out_of_records(places, x, targets)
         else:
             rebuilt = False
         return self._receipt(kind, places, before, counts, rebuilt)
+
+    def _out_of_head(self, places: Array, work: Callable[[], None], *, kept: bool) -> bool:
+        """Do the work on the head, or, where its numbers are damaged, make it anew from the rows that are kept; returns
+        whether it had to be.
+
+        kept: take a copy first, for work that leaves something behind where it fails and no rows to make it anew from.
+        """
+        before = copy_state(self.head.state()) if kept and self.params.keep == "digests" else None
+        try:
+            work()
+            if self.params.engine == "statistics":
+                self.head.weights()
+        except NotContained as fault:
+            raise CannotForget(f"the model does not contain these rows: {fault}") from None
+        except StateCorrupt as fault:
+            if self.params.keep == "rows":
+                self._rebuild(places)
+                return True
+            if before is not None:
+                self.head.load(before)
+            raise CannotForget(f"the model is damaged, and no rows are kept to make it anew from: {fault}") from None
+        return False
 
     def _take_out_whole(self, kind: str, number: int, places: Array) -> Receipt:
         """Without the rows: a class whose sums are apart, or a group that has a record."""
@@ -193,8 +215,10 @@ class ACU(Learner):
         if kind == "class" and self.params.weighting == "air":
             self.head.forget_class(number)
         elif kind == "group" and number in self.records:
-            record = self.records.pop(number)
-            self.head.subtract(record.rows, record.cross, record.counts)
+            record = self.records[number]
+            subtract = partial(self.head.subtract, record.rows, record.cross, record.counts)
+            self._out_of_head(places, subtract, kept=True)
+            del self.records[number]
         else:
             raise CannotForget(f"rows are not kept, and nothing else by which a {kind} could be forgotten")
         return self._receipt(kind, places, before, counts, False)
@@ -207,10 +231,8 @@ class ACU(Learner):
             if not self.records[group].counts.any():
                 del self.records[group]
 
-    def _rebuild(self, places: Array, fault: StateCorrupt) -> None:
+    def _rebuild(self, places: Array) -> None:
         """The sums anew from the rows that are kept, but for those to be forgotten."""
-        if self.params.keep != "rows":
-            raise fault
         others = np.setdiff1d(self.learnt.everywhere(), places)
         self.head = self._new_head()
         for at in range(0, len(others), 1024):
@@ -220,12 +242,15 @@ class ACU(Learner):
     def _receipt(self, kind: str, places: Array, before: str, counts: Array, rebuilt: bool) -> Receipt:
         p = self.params
         ids, digests = self.learnt.ids(places), self.learnt.hex_digests(places)
+        by_id: dict[str, list[str]] = {}
+        for row, digest in zip(ids.tolist(), digests):
+            by_id.setdefault(str(row), []).append(digest)
         copies = self.learnt.erase(places)
         self.changes += 1
         certificate = {
             "kind": kind,
             "rows": len(places),
-            "digests": digests,
+            "digests": by_id,
             "equal_rows_left": copies,
             "thin_classes": np.flatnonzero((self.head.counts < counts) & (self.head.counts < p.alert)).tolist(),
             "counts_before": counts.tolist(),
@@ -306,6 +331,7 @@ class ACU(Learner):
             "learnt": self.learnt.state(),
             "records": {str(k): r.state() for k, r in self.records.items()},
             "features": self.features.digest,
+            "expansion": self.expand.digest,
             "group": self.group,
             "changes": self.changes,
         }
@@ -313,6 +339,10 @@ class ACU(Learner):
     def load(self, state: State) -> None:
         if state["features"] != self.features.digest:
             raise InputError("acu: the backbone is not the one that the state was made with; its features differ")
+        if state["expansion"] != self.expand.digest:
+            raise InputError(
+                "acu: the expansion is not the one that the state was made with: other width, seed or grid"
+            )
         self.head.load(state["head"])
         self.learnt.load(state["learnt"])
         self.records = {int(k): Record.from_state(r) for k, r in state["records"].items()}

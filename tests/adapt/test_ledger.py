@@ -11,7 +11,7 @@ import pytest
 
 
 def receipt(*ids: int) -> dw.Receipt:
-    return dw.Receipt(ids, "before", "after", "words", {"digests": ["ab" * 16] * len(ids), "bound": 1e-12})
+    return dw.Receipt(ids, "before", "after", "words", {"digests": {str(i): ["ab" * 16] for i in ids}, "bound": 1e-12})
 
 
 def written(path: Path, n: int = 3) -> dw.Ledger:

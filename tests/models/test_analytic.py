@@ -1,4 +1,4 @@
-"""Forgetting is training anew: hand-worked numbers, invariants, the rules of numerics, and the edge cases."""
+"""Forgetting is training anew: invariants, the rules of numerics, and the edge cases."""
 
 from __future__ import annotations
 
@@ -73,68 +73,6 @@ def retrained(x: Array, y: Array, gamma: float = 0.1) -> Array:
 
 def distance(w: Array, w_r: Array) -> float:
     return float(np.linalg.norm(w - w_r) / np.linalg.norm(w_r))
-
-
-# --- hand-worked numbers ----------------------------------------------------------------------------------------
-
-
-@every
-def test_scalar_example(make: Maker) -> None:
-    head = make(1, 1, 1.0)
-    head.learn(col(1, 2, 3), col(1, 2, 2))
-    assert_allclose(head.weights(), 11 / 15, rtol=1e-14)
-    head.forget(col(3), col(2))
-    assert_allclose(head.weights(), 5 / 6, rtol=1e-13)
-    before = head.weights().copy()
-    with pytest.raises(NotContained):
-        head.forget(col(3), col(2))
-    assert_array_equal(head.weights(), before)
-    head.forget(col(1, 2), col(1, 2))
-    assert_array_equal(head.weights(), [[0.0]])
-    assert head.n == 0
-
-
-@every
-def test_a_row_never_learnt_may_pass_the_algebra(make: Maker) -> None:
-    """(1.5, 1) out of A = 6: M = 0.625 > 0 and 3.75 >= gamma. Only a list of what was learnt can refuse it."""
-    head = make(1, 1, 1.0)
-    head.learn(col(1, 2), col(1, 2))
-    head.forget(col(1.5), col(1))
-    assert_allclose(head.weights(), 3.5 / 3.75, rtol=1e-13)
-
-
-@every
-def test_learning_from_nothing(make: Maker) -> None:
-    head = make(2, 1, 1.0)
-    head.learn(np.ones((1, 2)), col(1))
-    assert_allclose(head.weights(), [[1 / 3], [1 / 3]], rtol=1e-14)
-
-
-@every
-def test_forgetting_a_class(make: Maker) -> None:
-    head = make(2, 2, 1.0)
-    head.learn(np.array([[1.0, 0], [1, 1], [0, 1]]), onehot(np.array([0, 0, 1]), 2))
-    assert_allclose(head.weights(), [[5 / 8, -1 / 8], [1 / 8, 3 / 8]], rtol=1e-14)
-    head.forget(np.array([[0.0, 1]]), onehot(np.array([1]), 2))
-    assert_allclose(head.weights()[:, 0], [0.6, 0.2], rtol=1e-13)
-    assert_array_equal(head.weights()[:, 1], 0.0)
-    assert head.counts.tolist() == [2, 0]
-    head.learn(np.array([[0.0, 1]]), onehot(np.array([1]), 2))
-    assert_allclose(head.weights(), [[5 / 8, -1 / 8], [1 / 8, 3 / 8]], rtol=1e-12)
-
-
-def test_the_inverse_of_the_hand_example() -> None:
-    head = Inverse(2, 1, 1.0)
-    head.learn(np.ones((1, 2)), col(1))
-    assert_allclose(head.times_inverse(np.eye(2)), np.array([[2, -1], [-1, 2]]) / 3, rtol=1e-14)
-
-
-def test_the_factor_of_the_hand_example() -> None:
-    head = factor64(2, 2, 1.0)
-    head.learn(np.array([[1.0, 0], [1, 1], [0, 1]]), onehot(np.array([0, 0, 1]), 2))
-    assert_allclose(np.triu(head.upper).T, [[1.73205, 0], [0.57735, 1.63299]], atol=5e-6)
-    head.forget(np.array([[0.0, 1]]), onehot(np.array([1]), 2))
-    assert_allclose(np.triu(head.upper).T, [[1.73205, 0], [0.57735, 1.29099]], atol=5e-6)
 
 
 # --- invariants -------------------------------------------------------------------------------------------------
@@ -278,6 +216,23 @@ def test_sums_of_integers_are_equal_in_every_bit(bits: int, digits: tuple[Array,
     for one, other in ((head.gram, never.gram), (head.cross, never.cross), (head.weights(), never.weights())):
         assert torch.equal(torch.from_numpy(one.copy()), torch.from_numpy(other.copy()))
     assert head.digest() == never.digest()
+
+
+def test_a_hundred_requests_on_integers_are_training_anew_in_every_bit(digits: tuple[Array, Array, Array]) -> None:
+    """digits, d = 512, gamma = 0.1: 100 requests of 10 in a row; any order and grouping gives the same bits."""
+    x, y = expanded(digits[0], 512), onehot(digits[1])
+    head, whole, turned = (taught(Statistics(512, bits=8), x, y) for _ in range(3))
+    for k in range(100):
+        head.forget(x[10 * k : 10 * k + 10], y[10 * k : 10 * k + 10], sure=True)
+    whole.forget(x[:1000], y[:1000], sure=True)
+    for at in (600, 0):
+        turned.forget(x[at : at + 400][::-1], y[at : at + 400][::-1], sure=True)
+    turned.forget(x[400:600], y[400:600], sure=True)
+    anew = taught(Statistics(512, bits=8), x[1000:], y[1000:], 437)
+    for other in (anew, whole, turned):
+        for one, same in ((head.gram, other.gram), (head.cross, other.cross), (head.weights(), other.weights())):
+            assert torch.equal(torch.from_numpy(one.copy()), torch.from_numpy(same.copy()))
+        assert head.digest() == other.digest()
 
 
 def test_sums_of_integers_say_when_they_are_full() -> None:
