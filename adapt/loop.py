@@ -284,7 +284,6 @@ class Loop:
         seconds["predict"] += t1 - t0
         seconds["adapt"] += t2 - t1
         n = len(batch)
-        self.cost.count(1, self.seconds)
         self.latency.add((t2 - t0) / n, n)
         before = self.step
         self.step = before + n
@@ -304,6 +303,7 @@ class Loop:
                     self._learn(rows, rows.batch.y)
                 elif len(rows.batch):
                     self._pending.wait(rows)
+        self.cost.count(1, seconds)
         if self.step // self.every > before // self.every:
             self._progress("progress")
         return prediction
@@ -482,6 +482,6 @@ class Loop:
         total["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
         if self.row_by_row and not self.seconds["predict"]:
             total["seconds"]["predict"] = None
-        total["ms_per_batch"] = self.cost.figures(self.seconds, self.latency)
+        total["ms_per_batch"] = self.cost.figures()
         total["latency_ms"] = {"p50": self.latency.quantile(0.5) * 1e3, "p99": self.latency.quantile(0.99) * 1e3}
         return total

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 FLOOR = 1e-8
 """Seconds; anything faster is told as this."""
@@ -15,6 +18,8 @@ STEP = 1.02
 
 WARM_UP = 20
 """Batches that a mean leaves out: they compile, and learners choose their fastest way on them."""
+RECENT = 2048
+"""Batches that medians are taken over, the latest ones."""
 PHASES = ("predict", "adapt", "learn")
 
 _SCALE = 1.0 / math.log(STEP)
@@ -57,39 +62,50 @@ class LatencyHistogram:
 
 
 class BatchCost:
-    """What a batch costs once all is compiled and chosen: means without the first 20 batches, where there are 40.
+    """What a batch costs: medians over the latest 2,048 batches, and a mean without the first 20, where there are 40.
 
-    >>> cost, seconds = BatchCost(), {"predict": 9.0, "adapt": 5.0, "learn": 0.0}
-    >>> cost.count(20, seconds)
-    >>> cost.count(80, {"predict": 9.16, "adapt": 5.08, "learn": 0.0})
-    >>> found = cost.figures({"predict": 9.16, "adapt": 5.08, "learn": 0.0}, LatencyHistogram())
-    >>> found["batches"], round(found["predict"], 3), round(found["adapt"], 3), round(found["total"], 3)
-    (100, 2.0, 1.0, 3.0)
+    Medians leave out what few batches pay for (compiling, but also the step of a method that steps now and then), the
+    mean of a long run has the latter.
+
+    >>> cost = BatchCost()
+    >>> cost.count(1, {"predict": 9.0, "adapt": 5.0, "learn": 0.0})
+    >>> cost.count(1, {"predict": 9.002, "adapt": 5.001, "learn": 0.0})
+    >>> cost.count(1, {"predict": 9.004, "adapt": 5.002, "learn": 0.0})
+    >>> {k: round(v, 3) for k, v in cost.figures().items()}
+    {'batches': 3, 'predict': 2.0, 'adapt': 1.0, 'learn': 0.0, 'total': 3.0, 'mean': 4668.667}
     """
 
     def __init__(self) -> None:
-        self.batches = 0
-        self._first: tuple[int, dict[str, float]] | None = None
+        self._first: tuple[float, ...] | None = None
+        self._clock: deque[tuple[float, ...]] = deque([(0, 0.0, 0.0, 0.0)], maxlen=RECENT + 1)
+
+    @property
+    def batches(self) -> int:
+        """How many there were."""
+        return int(self._clock[-1][0])
 
     def count(self, batches: int, seconds: Mapping[str, float]) -> None:
         """So many batches more; seconds: spent in each phase so far."""
-        self.batches += batches
-        if self._first is None and self.batches >= WARM_UP:
-            self._first = self.batches, dict(seconds)
+        now = (self._clock[-1][0] + batches, seconds["predict"], seconds["adapt"], seconds["learn"])
+        self._clock.append(now)
+        if self._first is None and now[0] >= WARM_UP:
+            self._first = now
 
-    def figures(self, seconds: Mapping[str, float], latency: LatencyHistogram) -> dict[str, Any]:
-        """Mean milliseconds of a batch to predict, adapt and learn, and in all; None without a batch.
+    def figures(self) -> dict[str, Any]:
+        """Milliseconds of a batch: medians to predict, adapt and learn and of all three, and their mean; None without
+        a batch.
 
-        median: of predicting and adapting, from the median row and the rows of a mean batch. Where rows are tested and
-        learnt in one compiled call all of it is part of learn, and the two others are None.
+        Where rows are tested and learnt in one compiled call all of it is part of learn, and the two others are None.
         """
-        n, before = self.batches, dict.fromkeys(seconds, 0.0)
-        if self._first is not None and self.batches >= 2 * WARM_UP and self.batches > self._first[0]:
-            n, before = self.batches - self._first[0], self._first[1]
+        n, spent = self.batches, np.diff(np.array(self._clock), axis=0)
         if not n:
-            return {"batches": 0, **dict.fromkeys((*PHASES, "total", "median"))}
-        means = {p: 1e3 * (seconds[p] - before[p]) / n for p in PHASES}
-        median = 1e3 * latency.quantile(0.5) * latency.rows / self.batches
-        whole = {p: round(ms, 6) for p, ms in (means | {"total": sum(means.values()), "median": median}).items()}
-        apart = {} if seconds["predict"] else dict.fromkeys(("predict", "adapt"))
-        return {"batches": self.batches, **whole, **apart}
+            return {"batches": 0, **dict.fromkeys((*PHASES, "total", "mean"))}
+        each = spent[:, 1:] / spent[:, :1]
+        medians = dict(zip((*PHASES, "total"), np.median(np.column_stack([each, each.sum(1)]), axis=0), strict=True))
+        last, first = np.array(self._clock[-1]), np.zeros(4)
+        if self._first is not None and 2 * WARM_UP <= n > self._first[0]:
+            first = np.array(self._first)
+        mean = (last - first)[1:].sum() / (last - first)[0]
+        whole = {p: round(1e3 * float(s), 6) for p, s in (medians | {"mean": mean}).items()}
+        apart = {} if last[1] else dict.fromkeys(("predict", "adapt"))
+        return {"batches": n, **whole, **apart}

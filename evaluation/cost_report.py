@@ -8,10 +8,11 @@ from . import figures as show
 from .run_data import RunData
 from .section import Cell, Compared, Section, Table, Words
 
-PHASES = ("predict", "adapt", "learn", "total", "median")
+PHASES = ("predict", "adapt", "learn", "total", "mean")
 HOW = (
-    "Means leave out the first 20 batches, in which things are compiled and chosen, where there are 40; the median is "
-    "that of predicting and adapting, all batches. The clock is this machine’s."
+    "Predict, adapt, learn and total are medians, each for itself. The mean is that of the total and has what only "
+    "some batches pay for; where there are 40 it leaves out the first 20, in which things are compiled and chosen. The "
+    "clock is this machine’s."
 )
 TOTAL = ("ms_per_batch", "total")
 SOURCE = "source"
@@ -28,7 +29,7 @@ def cost_section(run: RunData) -> Section | None:
         return None
     rows = f" of {show.count(batch, 'row')}" if show.is_number(batch) else ""
     count = show.count(found["batches"], "batch", "batches")
-    words = f"Mean time that one batch{rows} took, over {count}. {HOW}"
+    words = f"Time that one batch{rows} took, over {count}. {HOW}"
     return Section(
         "Cost of a batch", [Words(words), Table(PHASES, [[show.milliseconds(found.get(p)) for p in PHASES]])]
     )
@@ -48,7 +49,7 @@ def cost_compared(runs: Compared) -> Section | None:
     for n in runs.colours:
         cells = [show.spread(runs.values(n, "ms_per_batch", p), show.milliseconds) for p in PHASES]
         rows.append([runs.name(n), *cells, *[show.spread(times[n], show.ratio)] * known])
-    words = f"Mean time that one batch took to be predicted, adapted to and learnt from. {HOW}"
+    words = f"Time that one batch took to be predicted, adapted to and learnt from. {HOW}"
     if known:
         words += " “× source” is the total as a multiple of that of the source model without adaptation, seed by seed."
     return Section("Cost of a batch", [Words(words), Table(["learner", *PHASES, *["× source"] * known], rows)])

@@ -148,7 +148,7 @@ def test_compare_writes_one_page_and_one_table(tmp_path: Path, capsys: pytest.Ca
     header = next(line for line in text.splitlines() if "mean error" in line)
     assert header.split() == [
         *("learner", "seeds", "mean", "error", "accuracy", "minus", "source", "ECE", "forgotten"),
-        *("per", "batch", "×", "source"),
+        *("median", "batch", "×", "source"),
         *("learner", "size", "rollbacks"),
     ]
     page = (tmp_path / "c" / "report.html").read_text()

@@ -7,7 +7,7 @@ import doctest
 import numpy as np
 import pytest
 from driftway.evaluation import cost
-from driftway.evaluation.cost import BatchCost, LatencyHistogram
+from driftway.evaluation.cost import RECENT, BatchCost
 
 
 @pytest.mark.parametrize("q", [0.01, 0.5, 0.9, 0.99, 0.999, 1.0])
@@ -51,28 +51,38 @@ def test_the_example() -> None:
     assert doctest.testmod(cost).failed == 0
 
 
-def test_a_batch_without_those_that_compile() -> None:
-    """20 batches of 1 s each, then 30 of 2 ms + 1 ms + 0.5 ms; the median row takes 0.1 ms and there are 25 a batch."""
-    spent, latency, seconds = BatchCost(), LatencyHistogram(), {"predict": 0.0, "adapt": 0.0, "learn": 0.0, "io": 0.0}
-    assert spent.figures(seconds, latency) == {
-        "batches": 0, "predict": None, "adapt": None, "learn": None, "total": None, "median": None,
+def test_medians_and_a_mean_without_the_batches_that_compile() -> None:
+    """20 batches of 1 s for each phase, then 30 of 2 ms + 1 ms + 0.5 ms, of which every third takes 3 ms to adapt."""
+    spent, seconds = BatchCost(), {"predict": 0.0, "adapt": 0.0, "learn": 0.0, "io": 0.0}
+    assert spent.figures() == {
+        "batches": 0, "predict": None, "adapt": None, "learn": None, "total": None, "mean": None,
     }  # fmt: skip
     for k in range(50):
-        seconds = {p: s + (1.0 if k < 20 else more) for (p, s), more in zip(seconds.items(), (2e-3, 1e-3, 5e-4, 9.0))}
+        more = (2e-3, 3e-3 if k % 3 == 2 else 1e-3, 5e-4, 9.0)
+        seconds = {p: s + (1.0 if k < 20 else m) for (p, s), m in zip(seconds.items(), more)}
         spent.count(1, seconds)
-        latency.add(1e-4, 25)
         if k == 38:
-            assert spent.figures(seconds, latency)["predict"] == pytest.approx((20 + 19 * 2e-3) / 39 * 1e3)
-    found = spent.figures(seconds, latency)
+            assert spent.figures()["mean"] == pytest.approx((60 + 19 * 3.5e-3 + 7 * 2e-3) / 39 * 1e3)
+            assert spent.figures()["total"] == pytest.approx(1e3 * 3), "most of them compiled"
+    found = spent.figures()
     assert found["batches"] == 50
-    assert [found[p] for p in ("predict", "adapt", "learn", "total")] == pytest.approx([2.0, 1.0, 0.5, 3.5])
-    assert found["median"] == pytest.approx(2.5, rel=0.02)
+    assert [found[p] for p in ("predict", "adapt", "learn", "total")] == pytest.approx([2.0, 3.0, 0.5, 5.5])
+    assert found["mean"] == pytest.approx(3.5 + 2 * 10 / 30)
+
+
+def test_medians_are_of_the_latest_batches() -> None:
+    spent, total = BatchCost(), 0.0
+    for k in range(3 * RECENT):
+        total += 1.0 if k < 2 * RECENT else 1e-3
+        spent.count(1, {"predict": total, "adapt": 0.0, "learn": 0.0})
+    assert spent.figures()["predict"] == pytest.approx(1.0)
 
 
 def test_rows_in_one_compiled_call_are_all_learning() -> None:
     spent = BatchCost()
     spent.count(100, {"predict": 0.0, "adapt": 0.0, "learn": 1.0})
     spent.count(100, {"predict": 0.0, "adapt": 0.0, "learn": 1.2})
-    found = spent.figures({"predict": 0.0, "adapt": 0.0, "learn": 1.2}, LatencyHistogram())
+    spent.count(100, {"predict": 0.0, "adapt": 0.0, "learn": 1.4})
+    found = spent.figures()
     assert (found["predict"], found["adapt"]) == (None, None)
-    assert found["learn"] == found["total"] == pytest.approx(2.0)
+    assert found["learn"] == found["total"] == found["mean"] == pytest.approx(2.0)

@@ -43,7 +43,7 @@ def shifted(learner: str = "tent", seed: int = 0, errors: tuple[float, ...] = (0
         "shifts": dict(zip(NAMES, errors, strict=True)), "shift_error": mean, "few_shot": None,
         "ece": 0.9 - (1 - mean), "calibration": {"rows": 300, "gap": 0.9 - (1 - mean), "bins": told(0.9, 1 - mean)},
         "source_domain": {"before": 0.99, "after": 0.94, "forgotten": 0.05, "rows": 540},
-        "ms_per_batch": {"batches": 5, "predict": 0.5 * ms, "adapt": 0.5 * ms, "learn": 0.0, "total": ms, "median": ms},
+        "ms_per_batch": {"batches": 5, "predict": 0.5 * ms, "adapt": 0.5 * ms, "learn": 0.0, "total": ms, "mean": ms},
     }  # fmt: skip
     return RunData(summary, sorted(records, key=lambda r: r["step"]), config_toml=CONFIG)
 
@@ -197,7 +197,7 @@ def several() -> list[Any]:
 
 def test_the_table_of_a_comparison_on_shifts() -> None:
     table = comparison.table([run.summary for run in several()])
-    assert table["columns"] == ["mean error", "accuracy", "ECE", "forgotten", "per batch", "× source"]
+    assert table["columns"] == ["mean error", "accuracy", "ECE", "forgotten", "median batch", "× source"]
     rows = {row["name"]: [text for text, _ in row["cells"]] for row in table["rows"]}
     assert list(rows) == ["tent", "source"]
     assert rows["tent"] == ["23.3 ± 0.0", "76.7 ± 0.0", "13.3 ± 0.0", "5.0 ± 0.0", "5.00 ± 1.41 ms", "2.5 ± 0.7"]
