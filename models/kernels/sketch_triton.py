@@ -6,8 +6,6 @@ Writes are atomic additions, so sums of fractions are exact only up to their ord
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +13,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _pack_kernel(sides: Any, found: Any, arrays: Any, bits: Any, LANES: tl.constexpr) -> None:
+def _pack_kernel(sides: tl.tensor, found: tl.tensor, arrays: tl.tensor, bits: tl.tensor, LANES: tl.constexpr) -> None:
     row, lane = tl.program_id(0), tl.arange(0, LANES)
     inside = lane < arrays
     code = tl.zeros((LANES,), tl.int32)
@@ -36,8 +34,9 @@ def pack(sides: Tensor, bits: int) -> Tensor:
 
 @triton.jit
 def _read_kernel(
-    table: Any, buckets: Any, base: Any, inverse: Any, prior: Any, y: Any, said: Any, n: Any,
-    slots: Any, arrays: Any, size: Any, values: Any, LANES: tl.constexpr,
+    table: tl.tensor, buckets: tl.tensor, base: tl.tensor, inverse: tl.tensor, prior: tl.tensor,
+    y: tl.tensor, said: tl.tensor, n: tl.tensor,
+    slots: tl.tensor, arrays: tl.tensor, size: tl.tensor, values: tl.tensor, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     row, lane = tl.program_id(0), tl.arange(0, LANES)
     inside = lane < arrays
@@ -82,7 +81,15 @@ def read(table: Tensor, buckets: Tensor, base: Tensor, inverse: float, prior: fl
 
 
 @triton.jit
-def _write_kernel(cells: Any, buckets: Any, rows: Any, arrays: Any, size: Any, wide: Any, LANES: tl.constexpr) -> None:
+def _write_kernel(
+    cells: tl.tensor,
+    buckets: tl.tensor,
+    rows: tl.tensor,
+    arrays: tl.tensor,
+    size: tl.tensor,
+    wide: tl.tensor,
+    LANES: tl.constexpr,
+) -> None:
     row, lane = tl.program_id(0), tl.arange(0, LANES)
     inside = lane < arrays
     at = tl.load(buckets + row * arrays + lane, mask=inside, other=0).to(tl.int64)
