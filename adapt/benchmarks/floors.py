@@ -36,6 +36,8 @@ SIDE = {"cpu": 1024, "cuda": 8192}
 """Side of the square matrices whose product is timed."""
 CACHE = {"cpu": 0, "cuda": 1 << 27}
 """Rotated inputs take more room than this together; a CPU's are not rotated."""
+MOST_TURNS = 64
+"""More copies of one step's inputs than this are not made."""
 CLOCKS = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
 PACKAGES = ("torch", "triton", "numpy", "numba")
 
@@ -75,13 +77,18 @@ def medians(steps: list[Step], device: str) -> list[float]:
     return [median(times) for times in found]
 
 
-def rotated(make: Callable[[], Step], moved: float, device: str) -> Step:
-    """A step that takes the next of so many equal steps, made by ``make``, that their inputs leave the cache.
+def rotated(make: Callable[[], list[Step]], moved: float, device: str) -> list[Step]:
+    """The steps of ``make``, each of which takes the next of so many equal ones that their inputs leave the cache.
 
-    moved: bytes of the inputs and outputs of one. On a CPU, one step as it is.
+    moved: bytes of the inputs and outputs of one. On a CPU, the steps as they are.
     """
     room = CACHE[torch.device(device).type]
-    turns = cycle([make() for _ in range(min(1 + int(room / max(moved, 1)), 64))])
+    made = [make() for _ in range(min(1 + int(room / max(moved, 1)), MOST_TURNS))]
+    return [_next_of(list(turns)) for turns in zip(*made, strict=True)]
+
+
+def _next_of(steps: list[Step]) -> Step:
+    turns = cycle(steps)
     return lambda: next(turns)()
 
 
