@@ -302,6 +302,7 @@ def _print_figures(console: Console, words: _Words, figures: Sequence[tuple[str,
 
 def _key_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Name, value and a note, line by line; lines that do not apply are left out."""
+    from ..evaluation.clicks_report import click_figures
     from ..evaluation.continual_report import NAMES, figures_of, notes_on, shown
     from ..evaluation.driving_report import driving_figures
     from ..evaluation.paired_report import signed
@@ -313,6 +314,7 @@ def _key_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if found:
             yield NAMES[key], shown(key, found.get(key)), notes_on(found, summary.get("status"))[key]
     yield from driving_figures(dict(summary))
+    yield from click_figures(summary)
     recent = measure.show(summary.get(f"{measure.key}_window"))
     yield "prequential" if found else measure.name, measure.show(score), f"{recent} in the last window"
     yield from _shift_figures(summary)

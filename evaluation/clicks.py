@@ -176,7 +176,8 @@ class ClickScores(Watch):
         self._p, self._user = np.full(KEPT, np.nan), np.full(KEPT, -1, np.int64)
         self._mark = np.full(KEPT, -1, np.int32)  # twice the slot, and one more for a click
         self._kept, self._share = 0, 1.0
-        self._reached = self._told = 0  # slots that are over, slots that a record has told of
+        self._reached = 0  # slots that are over
+        self._over: dict[str, Any] = dict.fromkeys(COLUMNS[1:])
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -239,14 +240,12 @@ class ClickScores(Watch):
     # --- figures ----------------------------------------------------------------------------------------------------
 
     def row(self) -> dict[str, Any]:
-        """AUC since the start, from bins; once a slot is over, its scores by the labels that are known by then."""
-        found: dict[str, Any] = dict.fromkeys(COLUMNS)
-        found["auc"] = binned_auc(self._counts[-1])[0]
-        if self._reached > self._told:
-            self._told = self._reached
+        """AUC since the start, from bins; and of the last slot that is over, from 1, its scores by the labels that were
+        known when the first record behind it was due."""
+        if self._reached != (self._over["slot"] or 0):
             scores = self._scores(self._reached - 1)
-            found |= {"slot": self._reached} | {c: scores[c.removeprefix("slot_")] for c in COLUMNS[2:]}
-        return found
+            self._over = {"slot": self._reached} | {c: scores[c.removeprefix("slot_")] for c in COLUMNS[2:]}
+        return {"auc": binned_auc(self._counts[-1])[0], **self._over}
 
     def summary(self) -> dict[str, Any]:
         """auc, gauc, and under ``clicks`` the other scores, the same for every slot, and how exact they are.
@@ -299,7 +298,7 @@ class ClickScores(Watch):
             "mark": self._mark[kept],
             "share": self._share,
             "reached": self._reached,
-            "told": self._told,
+            "over": dict(self._over),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -310,7 +309,7 @@ class ClickScores(Watch):
         self._kept, self._share = len(state["p"]), float(state["share"])
         for kept, told in ((self._p, "p"), (self._user, "user"), (self._mark, "mark")):
             kept[: self._kept] = state[told]
-        self.stretch, self._reached, self._told = (int(state[k]) for k in ("stretch", "reached", "told"))
+        self.stretch, self._reached, self._over = int(state["stretch"]), int(state["reached"]), dict(state["over"])
 
 
 def _bounds(spec: StreamSpec, slots: int) -> Array:

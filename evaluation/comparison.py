@@ -14,6 +14,7 @@ from ..streams import InputError
 from . import figures as show
 from . import plots
 from .calibration_report import calibration_compared
+from .clicks_report import clicks_compared
 from .continual_plots import mean_plot
 from .cost_report import SOURCE, cost_compared, with_ratios
 from .driving_report import SUB_METRICS, driving_compared
@@ -31,6 +32,7 @@ Array = NDArray[Any]
 
 SECTIONS: tuple[Callable[[Compared], Section | None], ...] = (
     driving_compared,
+    clicks_compared,
     shifts_compared,
     few_shot_compared,
     paired_compared,
@@ -85,6 +87,13 @@ FEW_SHOT = (
     Column("drop", ("few_shot", "drop"), show.hundredths, -1),
     SHIFTED[1],
 )
+CLICKS = (
+    Column("AUC", ("auc",), show.score, 1),
+    Column("gAUC", ("gauc",), show.score, 1),
+    Column("log loss", ("logloss",), show.score, -1),
+    Column("calibration", ("clicks", "calibration"), show.number, 0),
+    CLASSIFICATION[0],
+)
 DRIVING = (*(Column(name.upper(), ("worth", name), show.hundredths, 1) for name in SUB_METRICS),)
 COST = (
     Column("rows/s", ("examples_per_second",), show.rate, 1),
@@ -107,14 +116,17 @@ LEADS = (
     (("few_shot", "harmonic_mean"), show.HARMONIC_MEAN),
     (("few_shot", "accuracy"), show.OVER_SESSIONS),
     (("shift_error",), show.SHIFT_ERROR),
+    (("auc",), show.AUC),
 )
-SETS = {"worth": DRIVING, "continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_error": SHIFTED}
+SETS = {"worth": DRIVING, "continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_error": SHIFTED, "auc": CLICKS}
 """The scores of a table, by the first word of what the learners are ordered by."""
 MEANINGS = {
     "shift_error": "Mean error is the share of wrong answers under a shift, mean over shifts; accuracy is that over "
     "all rows. Minus source is the accuracy above the source’s on the batches, one in eight, that both answered: fewer "
     "rows, so a rougher figure. ECE is how far confidence and accuracy lie apart. Forgotten is the accuracy lost on "
     "clean source rows.",
+    "auc": "The learners are ordered by AUC; log loss is in nats, and calibration is clicks foretold over clicks that "
+    "came.",
     "few_shot": "Base and new are the accuracies on rows of old and of new classes, HM their harmonic mean and “all "
     "classes” the accuracy on both: means over sessions. Drop is what the last session has less than the first. "
     "Accuracy is that over all rows, labelled ones too.",
@@ -187,7 +199,7 @@ def table(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         row["range"] = (low[row["name"]], high[row["name"]]) if row["name"] in low else None
         cells = [show.spread(v, c.show) for v, c in zip(row["found"], columns, strict=True)]
         row["cells"] = [(text, text == top) for text, top in zip(cells, best, strict=True)]
-    costs, bare = sum(c in costs_of for c in columns), first_key[0] in SETS
+    costs, bare = sum(c in costs_of for c in columns), first_key[0] in SETS and first_key[0] != "auc"
     return {
         "columns": [c.name for c in columns],
         "costs": costs,
@@ -229,13 +241,15 @@ def verdict(summaries: list[dict[str, Any]]) -> tuple[str, str]:
         return "plain", "No row with a label was seen, so nothing was measured."
     order = sorted(found, key=lambda n: measure.gain(0.0, found[n]))
     top = order[0]
-    named = {"worth": "PDMS ", "continual": "ACC ", "few_shot": f"{measure.name} ", "shift_error": "mean error "}
-    words = f"{top} leads with {named.get(key[0], '')}{measure.show(found[top])}"
+    named = "ACC " if key[0] == "continual" else f"{measure.name} " * (key[0] in SETS)
+    words = f"{top} leads with {named}{measure.show(found[top])}"
     if len(order) > 1:
         gain = measure.show_gain(found[top], found[order[1]])
-        words += f", level with {order[1]}" if gain == "0.0 points" else f", {gain} ahead of {order[1]}"
+        words += f", level with {order[1]}" if gain in ("0.0 points", "0.0000") else f", {gain} ahead of {order[1]}"
     if key[0] == "continual":
         return "plain", f"{words}.{_at_the_worst(summaries, top)}"
+    if key[0] == "auc":
+        return ("plain", f"{words}.") if found[top] > 0.5 else ("bad", f"{words}. Chance is 0.5.")
     if key[0] in SETS:
         return _beside_source(words, found, order, measure)
     rivals = _baselines(summaries, measure, measure.show)

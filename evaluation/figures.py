@@ -12,7 +12,8 @@ DASH = "–"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """The score a run is judged by. unit: "%" for a fraction shown per cent, "" for the target's own unit."""
+    """The score a run is judged by. unit: "%" for a fraction shown per cent, "" for the target's own unit, "0.0001" for
+    a score whose fourth decimal counts."""
 
     key: str
     name: str
@@ -20,6 +21,8 @@ class Measure:
     higher_is_better: bool
 
     def show(self, value: Any, *, like: float | None = None) -> str:
+        if self.unit == "0.0001":
+            return score(value)
         return percent(value) if self.unit == "%" else number(value, like=like)
 
     def gain(self, value: float, other: float) -> float:
@@ -29,7 +32,7 @@ class Measure:
     def show_gain(self, value: float, other: float) -> str:
         """The size of the gain in words, without its sign."""
         size = abs(value - other)
-        return f"{100 * size:.1f} points" if self.unit == "%" else number(size)
+        return f"{100 * size:.1f} points" if self.unit == "%" else self.show(size)
 
 
 ACCURACY = Measure("accuracy", "accuracy", "%", True)
@@ -37,6 +40,7 @@ MAE = Measure("mae", "mean absolute error", "", False)
 PDMS = Measure("pdms", "PDMS", "%", True)
 SHIFT_ERROR = Measure("shift_error", "mean error", "%", False)
 HARMONIC_MEAN = Measure("harmonic_mean", "harmonic mean", "%", True)
+AUC = Measure("auc", "AUC", "0.0001", True)
 OVER_SESSIONS = Measure("accuracy", "accuracy over sessions", "%", True)
 
 
@@ -109,6 +113,15 @@ def number(value: Any, *, like: float | None = None) -> str:
     if isinstance(size, int) or abs(size) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(size) >= 10 else f"{value:.3f}"
+
+
+def score(value: Any, *, like: float | None = None) -> str:  # noqa: ARG001 - one form for all
+    """A score whose fourth decimal counts.
+
+    >>> score(0.70234), score(None)
+    ('0.7023', '–')
+    """
+    return f"{value:.4f}" if is_number(value) else DASH
 
 
 def tally(value: Any, *, like: float | None = None) -> str:

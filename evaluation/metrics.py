@@ -278,6 +278,21 @@ METRICS: dict[str, Metric] = {
             "mean of the top probability - accuracy", "none", "C. Guo et al., ICML 2017 (the sign is our addition)",
         ),
         Metric(
+            "auc", "clicks: how well they are ranked; 0.5 is chance",
+            "share of pairs of a click and a non-click with p(click) > p(other), ties half", "higher",
+            "J. A. Hanley, B. J. McNeil, Radiology 143, 1982",
+        ),
+        Metric(
+            "gauc", "clicks: how well they are ranked among the rows of one user",
+            "sum_u n_u AUC_u / sum_u n_u over users with both classes", "higher",
+            "H. Zhu et al., Optimized cost per click in Taobao display advertising, KDD 2017",
+        ),
+        Metric(
+            "click_calibration", "clicks foretold over clicks that came (clicks.calibration)",
+            "sum p / sum y; 1 is right, above it the model promises too much", "none",
+            "X. He et al., Practical lessons from predicting clicks on ads at Facebook, ADKDD 2014",
+        ),
+        Metric(
             "shift_error", "error under each shift of the stream (shifts), mean over shifts of the same weight",
             "(1/K) sum_k wrong_k / rows_k", "lower", "D. Hendrycks, T. Dietterich, ICLR 2019, not normalised",
         ),

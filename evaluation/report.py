@@ -13,6 +13,7 @@ import numpy as np
 from . import figures as show
 from . import plots
 from .calibration_report import calibration_section
+from .clicks_report import click_figures, click_verdict, clicks_section
 from .comparison import compared
 from .continual_report import continual_part
 from .cost_report import cost_section
@@ -36,11 +37,12 @@ KAPPA_FLOOR = -1.0
 DETECTORS = {"adwin": "ADWIN", "page_hinkley": "Page-Hinkley"}
 SCORES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "kappa": "κ", "kappa_m": "κ majority",
-    "kappa_t": "κ temporal", "logloss": "log loss", "mae": "MAE", "rmse": "RMSE", "auc": "AUC", "gauc": "GAUC",
+    "kappa_t": "κ temporal", "logloss": "log loss", "mae": "MAE", "rmse": "RMSE", "auc": "AUC",
 }  # fmt: skip
 """Columns of the records that are scores, and how they are written."""
 SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
     driving_section,
+    clicks_section,
     shifts_section,
     few_shot_section,
     paired_section,
@@ -143,7 +145,7 @@ def verdict(run: RunData) -> tuple[str, str]:
 
     A learner that adapts a source is measured against that, others against the baselines.
     """
-    special = driving_verdict(run.summary) or paired_verdict(run.summary)
+    special = driving_verdict(run.summary) or click_verdict(run.summary) or paired_verdict(run.summary)
     if special is not None:
         return special
     measure, name = show.measure_of(run.summary), _name(run, "learner")
@@ -196,7 +198,8 @@ def _cards(run: RunData) -> list[dict[str, str]]:
         return {"name": head + name[1:], "value": value, "note": note, "kind": kind}
 
     kappa = ("κ temporal", show.number(s.get("kappa_t")), "0 is no-change, 1 is perfect")
-    cards = [card(name, value, note, "main") for name, value, note in driving_figures(s) if value]
+    judged = [*driving_figures(s), *click_figures(s)]
+    cards = [card(name, value, note, "main") for name, value, note in judged if value]
     cards += [
         card(measure.name, measure.show(score), "since the start", "main"),
         card(measure.name, measure.show(s.get(f"{measure.key}_window")), recent, "main"),
