@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.clicks import ClickScores
 from ..evaluation.continual import Continual, Evaluation
 from ..evaluation.cost import BatchCost, LatencyHistogram
 from ..evaluation.worths import Worths
@@ -79,6 +80,7 @@ class Loop:
         self.requests = Requests(ledger)
         self.evaluators = tuple(evaluators)
         self._judges = [e for e in evaluators if isinstance(e, Worths)]
+        self._clicks = [e for e in evaluators if isinstance(e, ClickScores)]
         self.continual = continual
         self.guard = guard
         self.source_watch = source_watch
@@ -331,6 +333,8 @@ class Loop:
         for evaluator in self.evaluators:
             if not (learn and evaluator.queries_only):
                 evaluator.update(y, prediction.output, prediction.scores, rows.baseline)
+        for clicks in self._clicks:
+            clicks.rows(batch.ids, y, prediction.scores)
         for judge in self._judges:
             for values in judge.answers(batch.ids, prediction.output, self.learner.source_scores(batch)):
                 self._due.append(Record(self.step, "worth", values))
@@ -362,6 +366,8 @@ class Loop:
         self._pending.remember(batch.ids, batch.y)
         for evaluator in self.evaluators:
             evaluator.update_rows(batch.y, prediction.output, prediction.scores)
+        for clicks in self._clicks:
+            clicks.rows(batch.ids, batch.y, prediction.scores)
         self.updates += n
         self.seconds["learn"] += t1 - t0
         self.cost.count(n, self.seconds)
