@@ -18,8 +18,9 @@ TILE = 128
 
 @triton.jit
 def _lines_kernel(
-    x: Any, blocks: Any, origin: Any, order: Any, starts: Any, y: Any, batch: Any, n_in: Any, n_out: Any,
-    x_row: Any, x_col: Any, w_in: Any, w_out: Any,
+    x: tl.tensor, blocks: tl.tensor, origin: tl.tensor, order: tl.tensor, starts: tl.tensor,
+    y: tl.tensor, batch: tl.tensor, n_in: tl.tensor, n_out: tl.tensor,
+    x_row: tl.tensor, x_col: tl.tensor, w_in: tl.tensor, w_out: tl.tensor,
     ORDERED: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, TILE: tl.constexpr, AS: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -60,8 +61,9 @@ def lines(
 
 @triton.jit
 def _gradients_kernel(
-    x: Any, grad: Any, rows: Any, cols: Any, dw: Any, batch: Any, n_in: Any, n_out: Any,
-    x_row: Any, x_col: Any, g_row: Any, g_col: Any,
+    x: tl.tensor, grad: tl.tensor, rows: tl.tensor, cols: tl.tensor, dw: tl.tensor,
+    batch: tl.tensor, n_in: tl.tensor, n_out: tl.tensor,
+    x_row: tl.tensor, x_col: tl.tensor, g_row: tl.tensor, g_col: tl.tensor,
     HIGH: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, AS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     block = tl.program_id(0).to(tl.int64)
