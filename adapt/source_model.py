@@ -109,7 +109,10 @@ def untrained(inputs: Pixels | Columns, training: Training, classes: int) -> Net
 
 
 def train(net: nn.Module, x: Tensor, y: Tensor, training: Training, progress: Progress = tell) -> None:
-    """Cross-entropy on shuffled batches, in place. x: float32[n, ...], y: int64[n]."""
+    """Cross-entropy on shuffled batches, in place. x: float32[n, ...], y: int64[n].
+
+    Raises ``InputError`` where it does not stay finite.
+    """
     if not len(x):
         return
     optimiser = torch.optim.SGD(net.parameters(), training.rate, MOMENTUM, weight_decay=DECAY, nesterov=False)
@@ -129,6 +132,8 @@ def train(net: nn.Module, x: Tensor, y: Tensor, training: Training, progress: Pr
             optimiser.step()
             total += float(loss.detach())
             done += 1
+        if not (math.isfinite(total) and _finite(net.state_dict())):
+            raise InputError(f"training of the source model diverged: a first step of {training.rate:g} is too long")
         progress(f"source model, epoch {epoch + 1} of {epochs}: loss {total / batches:.4f}")
     optimiser.zero_grad(set_to_none=True)
 
@@ -169,9 +174,15 @@ def kept_tensors(path: Path) -> dict[str, Tensor] | None:
     return found
 
 
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors.values())
+
+
 def _load(net: nn.Module, path: Path) -> bool:
     """Whether the file is there, whole and of this network, which then has its weights."""
     weights = kept_tensors(path)
+    if weights is not None and not _finite(weights):
+        return False
     try:
         net.load_state_dict({} if weights is None else weights)
     except RuntimeError:

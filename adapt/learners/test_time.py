@@ -127,6 +127,8 @@ class TestTimeLearner(Learner):
         adaptive_norms(self.net, p.statistics, p.prior, p.follow)
         self.net.requires_grad_(False)
         self.parts = self.parts.for_classes(self._vectors())
+        if (fewer := self.parts.fewer_groups()) is not None:
+            progress(fewer)
         self.moving = self._moving()
         self.passes = passes_for(self.net, self.moving, p.step)
         self.source = {n: w.detach().clone() for n, w in self.moving.items()}
@@ -190,7 +192,8 @@ class TestTimeLearner(Learner):
         if not self.parts.whole:
             names = [n for n in names if not n.startswith(LAST_STAGE)]
         if not names:
-            what = "no norms with scale and shift" if scope == "affine" else f"no parameters like {scope}"
+            what = f"no parameters like {scope if isinstance(scope, str) else ', '.join(scope)}"
+            what = "no norms with scale and shift" if scope == "affine" else what
             raise InputError(f"there is nothing to adapt: the model has {what}")
         return {n: everything[n] for n in names}
 
@@ -340,7 +343,7 @@ class TestTimeLearner(Learner):
                 self._reset()
 
     def _reset(self) -> None:
-        """Back to the source: its parameters and statistics, no moments, no running loss, an empty memory."""
+        """Back to the source: its parameters and statistics, no moments, no running means, an empty memory."""
         copy_into(self.moving, self.source)
         start_anew(self.net)
         if self.teacher is not None:
@@ -349,7 +352,7 @@ class TestTimeLearner(Learner):
             self.memory.clear()
         if self.parts.descent is not None:
             self.optimiser = self.parts.descent.start()
-        self.mean_loss, self.touched = None, False
+        self.mean_loss, self.mean_softmax, self.touched = None, None, False
         self.counts["resets"] += 1
         self.counts["moved"] += 1
 
@@ -375,7 +378,6 @@ class TestTimeLearner(Learner):
         self._said = None
         if "boundaries" in self.needs and self.touched:
             self._reset()
-            self.mean_softmax = None
 
     # --- state --------------------------------------------------------------------------------------------------
 

@@ -395,3 +395,10 @@ class Parts:
         if prototypes is None:
             raise InputError("cluster entropy needs a model with a linear head, or prototypes")
         return replace(self, objective=self.objective.fitted(prototypes))
+
+    def fewer_groups(self) -> str | None:
+        """A line for a person where there are fewer classes than groups of them were asked for."""
+        how = self.objective
+        if not isinstance(how, ClusterEntropyObjective) or how.measure is None or how.measure.clusters >= how.groups:
+            return None
+        return f"cluster entropy: {how.measure.clusters} groups, one for each class, instead of {how.groups}"

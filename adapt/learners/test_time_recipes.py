@@ -8,7 +8,9 @@ those published for ten classes; other step lengths than the published ones are 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 from ...streams import StreamSpec
@@ -73,6 +75,9 @@ class Recipe:
         if not 0 <= self.follow <= 1:
             raise ValueError("follow must lie in 0..1")
         self.parts()
+        for f in fields(self):
+            if (value := getattr(self, f.name)) != value:
+                raise ValueError(f"{f.name} is not a number")
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
         """The method, for streams of this spec."""
@@ -393,23 +398,23 @@ class Mixture(Recipe):
                 raise ValueError(line)
 
     def parts(self, spec: StreamSpec | None = None) -> Parts:
-        objectives: dict[str, Objective] = {
-            "entropy": Entropy(),
-            "weighted-entropy": WeightedEntropy(self.e_frac),
-            "cluster-entropy": ClusterEntropyObjective(self.groups),
-            "soft-cross-entropy": SoftCrossEntropy(),
+        objectives: dict[str, Callable[[], Objective]] = {
+            "entropy": Entropy,
+            "weighted-entropy": partial(WeightedEntropy, self.e_frac),
+            "cluster-entropy": partial(ClusterEntropyObjective, self.groups),
+            "soft-cross-entropy": SoftCrossEntropy,
         }
         base = 0 if spec is None else int(spec.notes.get("base", 0))
-        filters: dict[str, Filter] = {
-            "none": Everything(),
-            "confident": Confident(self.e_frac),
-            "novel": Novel(self.e_frac, self.like),
-            "by-group": Grouped(self.share, base),
+        filters: dict[str, Callable[[], Filter]] = {
+            "none": Everything,
+            "confident": partial(Confident, self.e_frac),
+            "novel": partial(Novel, self.e_frac, self.like),
+            "by-group": partial(Grouped, self.share, base),
         }
         scope = self.scope if "," not in self.scope else tuple(part.strip() for part in self.scope.split(","))
         return Parts(
-            objectives[self.objective],
-            filters[self.filter],
+            objectives[self.objective](),
+            filters[self.filter](),
             Direction(self.rho, self.alpha, self.refilter, self.clip),
             Descent(self.optimizer, self.lr, self.momentum, self.by_rows),
             scope,

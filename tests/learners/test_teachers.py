@@ -461,6 +461,8 @@ def test_a_loaded_teacher_asks_the_source_that_was_saved(stream: Any, net: Netwo
         ({"filter": "novel", "like": math.nan}, "e_frac and like"),
         ({"recover": -1}, "recover must be"),
         ({"recover": math.nan}, "recover must be"),
+        ({"e_frac": math.nan}, "e_frac is not a number"),
+        ({"share": math.nan}, "share is not a number"),
     ],
 )
 def test_mixtures_that_make_no_sense_are_one_line(settings: dict[str, Any], line: str) -> None:
