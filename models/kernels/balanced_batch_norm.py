@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import balanced_batch_norm_compiled as loops
+from .selection import choose
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,23 +76,30 @@ def balanced_batch_norm(
     """y, like ``a``, and the loss, a scalar; moves ``running``.
 
     a: float[N, C, ...]; gamma, beta: float[C] or None; psi: float[at least as many as groups seen]. ``path`` is one of
-    "plain", "torch", "native" (equal weights only) and "compiled" (CPU only); left out, the fastest that can.
+    "plain", "torch", "native" (equal weights only), "compiled" (CPU only) and "triton" (GPU; no float64); left out, the
+    fastest that can, and inside ``torch.compile`` on a CPU the plain formulas, which it fuses itself.
     """
-    if a.dtype in (torch.float16, torch.bfloat16):
+    chosen = path or _fastest(a, groups, reference)
+    if a.dtype in (torch.float16, torch.bfloat16) and chosen != "triton":
         y, loss = balanced_batch_norm(a.float(), gamma, beta, psi, groups, running, reference=reference, path=path)
         return y.to(a.dtype), loss
-    chosen = path or _fastest(a, groups, reference)
     if chosen == "plain":
         return balanced_batch_norm_plain(a, gamma, beta, psi, groups, running, reference=reference)
     scale = a.new_ones(a.shape[1]) if gamma is None else gamma
     shift = a.new_zeros(a.shape[1]) if beta is None else beta
+    if chosen == "triton":
+        given = (None, None) if groups is None else (groups.ids, groups.counts)
+        rates, rate = (running.rate, 0.0) if isinstance(running.rate, Tensor) else (None, running.rate)
+        moved = (running.mean, running.var, rates, rate, running.eps, running.clip)
+        return _Triton.apply(a, scale, shift, psi, *given, *moved, reference)
     return _OPS[chosen].apply(a, scale, shift, psi, groups, running, reference)
 
 
 def _fastest(a: Tensor, groups: Groups | None, reference: bool) -> str:
-    if a.device.type == "cpu":
-        return "compiled"
-    return "native" if equal_weights(groups, reference) else "torch"
+    rest = "native" if equal_weights(groups, reference) else "torch"
+    if a.dtype == torch.float64 and a.device.type != "cpu":
+        return rest
+    return choose(None, "balanced_batch_norm", a, "plain" if torch.compiler.is_compiling() else "compiled", rest)
 
 
 def equal_weights(groups: Groups | None, reference: bool) -> bool:
@@ -301,6 +309,82 @@ def _weights(
     w, balance = np.empty(n), np.empty((2, len(groups.counts)))
     rest = loops.weigh(psi.detach().numpy(), groups.ids.numpy(), groups.counts.numpy(), reference, w, balance)
     return w, rest, balance
+
+
+def _launch_forward(
+    a: Tensor, gamma: Tensor, beta: Tensor, psi: Tensor, ids: Tensor | None, counts: Tensor | None,
+    running_mean: Tensor, running_var: Tensor, rates: Tensor | None, rate: float, eps: float, clip: float,
+    reference: bool, by_pixel: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, the loss, and what is kept for the way back."""
+    from . import balanced_batch_norm_triton as kernels
+
+    y, loss, kept = kernels.forward(
+        a, gamma, beta, psi, ids, counts, running_mean, running_var, rates, rate, eps, clip, reference, by_pixel
+    )
+    return y, loss, *kept
+
+
+def _launch_backward(
+    a: Tensor, dy: Tensor, gamma: Tensor, psi: Tensor, ids: Tensor | None, counts: Tensor | None, m: Tensor, q: Tensor,
+    table: Tensor, damping: Tensor, dloss: Tensor | None, reference: bool, by_pixel: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """da, dgamma, dbeta, dpsi."""
+    from . import balanced_batch_norm_triton as kernels
+
+    return kernels.backward(
+        a, dy, gamma, psi, ids, counts, kernels.Kept(m, q, table, damping), dloss, reference, by_pixel
+    )
+
+
+_forward_op = torch.library.custom_op(
+    "driftway::balanced_batch_norm", _launch_forward, mutates_args=("running_mean", "running_var")
+)
+_backward_op = torch.library.custom_op("driftway::balanced_batch_norm_backward", _launch_backward, mutates_args=())
+"""What a graph that is being compiled holds; run directly, the functions save their dispatch."""
+
+
+@_forward_op.register_fake
+def _(a: Tensor, *_rest: Any) -> tuple[Tensor, ...]:
+    n, channels = a.shape[:2]
+    shapes = ((), (channels, n), (channels, n), (5, channels), ())
+    return torch.empty_like(a), *(a.new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+
+@_backward_op.register_fake
+def _(a: Tensor, _dy: Tensor, gamma: Tensor, psi: Tensor, *_rest: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(a), torch.empty_like(gamma), torch.empty_like(gamma), torch.empty_like(psi)
+
+
+class _Triton(torch.autograd.Function):
+    """On a GPU: one launch forward and one back, for maps stored channel by channel or pixel by pixel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, gamma: Tensor, beta: Tensor, psi: Tensor, ids: Tensor | None, counts: Tensor | None,
+        running_mean: Tensor, running_var: Tensor, rates: Tensor | None, rate: float, eps: float, clip: float,
+        reference: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        by_pixel = _by_pixel(a)
+        a = _packed(a, by_pixel)
+        launch = _forward_op if torch.compiler.is_compiling() else _launch_forward
+        y, loss, *kept = launch(
+            a, gamma, beta, psi, ids, counts, running_mean, running_var, rates, rate, eps, clip, reference, by_pixel
+        )
+        ctx.save_for_backward(a, gamma, psi, ids, counts, *kept)
+        ctx.reference, ctx.by_pixel = reference, by_pixel
+        ctx.set_materialize_grads(False)
+        return y, loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dloss: Tensor | None) -> tuple[Tensor | None, ...]:
+        a, gamma, psi, ids, counts, m, q, table, damping = ctx.saved_tensors
+        dy = torch.zeros_like(a) if dy is None else _packed(dy, ctx.by_pixel)
+        launch = _backward_op if torch.compiler.is_compiling() else _launch_backward
+        kept = (m, q, table, damping)
+        slopes = launch(a, dy, gamma, psi, ids, counts, *kept, dloss, ctx.reference, ctx.by_pixel)
+        return *slopes, *(None,) * 9
 
 
 _OPS = {"native": _Native, "torch": _Torch, "compiled": _Compiled}

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path as File
 from typing import Any
 
 import pytest
@@ -37,20 +42,24 @@ def outcome(
     loss_weight: float = 0.3,
     dtype: torch.dtype = torch.float64,
     last: bool = False,
+    device: str = "cpu",
+    given_rate: bool = False,
 ) -> dict[str, Tensor]:
     """Everything that the op gives: output, loss, running statistics, gradients of sum(G y) + loss_weight * loss."""
     draw = torch.Generator().manual_seed(1)
-    channels = shape[1]
+    channels, kept = shape[1], torch.float32 if dtype == torch.bfloat16 else dtype
     a = torch.randn(shape, generator=draw, dtype=torch.float64) * 2
     a += torch.arange(channels).reshape(-1, *(1,) * (len(shape) - 2)) * 3
-    a = a.to(dtype, memory_format=torch.channels_last if last else torch.preserve_format).requires_grad_()
+    a = a.to(device, dtype, memory_format=torch.channels_last if last else torch.preserve_format).requires_grad_()
     gamma, beta, psi = (
-        torch.randn(n, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+        torch.randn(n, generator=draw, dtype=torch.float64).to(device, kept).requires_grad_()
         for n in (channels, channels, SEEN + 1)
     )
-    running = Running(torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype), 0.3, clip=clip)
+    rate = torch.tensor(0.3, device=device) if given_rate else 0.3
+    mean, var = torch.zeros(channels, dtype=kept, device=device), torch.ones(channels, dtype=kept, device=device)
+    running = Running(mean, var, rate, clip=clip)
     y, loss = balanced_batch_norm(a, gamma, beta, psi, groups, running, reference=reference, path=path)
-    towards = torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
+    towards = torch.randn(shape, generator=draw, dtype=torch.float64).to(device, dtype)
     ((y * towards).sum() + loss_weight * loss).backward()
     found = {"y": y.detach(), "loss": loss.detach(), "mean": running.mean, "var": running.var}
     for name, tensor in {"a": a, "gamma": gamma, "beta": beta, "psi": psi}.items():
@@ -188,3 +197,79 @@ def test_its_benchmark_names_both_peers(monkeypatch: pytest.MonkeyPatch) -> None
         assert row["case"] == "4x2x3x3, channels last"
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
         assert row["floor"] > 0
+
+
+INTERPRETED = """
+import math
+import torch
+import test_balanced_batch_norm as t
+from driftway.models.kernels import balanced_batch_norm_triton as kernels
+from driftway.models.kernels.balanced_batch_norm import Running, balanced_batch_norm
+from driftway.models.kernels.selection import triton_works
+
+assert triton_works("balanced_batch_norm", torch.device("cpu"))
+empty = torch.empty_like
+kernels._single = lambda like, *shape: torch.full(shape, torch.nan)
+kernels.torch.empty_like = lambda like, **given: empty(like, **given).fill_(torch.nan)
+kernels.TILE, kernels.BLOCKS = 64, 2  # several tiles, several rounds of the last program
+cases = [((7, 3, 5, 4), False, {}), ((6, 5), True, {}), ((9, 17, 3, 1), False, {"last": True, "clip": 0.5})]
+cases += [((4, 9, 3, 3), True, {"reference": True, "last": True}), ((1, 2, 9, 9), False, {"loss_weight": 0.0})]
+cases += [((7, 3, 5), True, {"given_rate": True, "clip": 0.5})]
+for shape, known, given in cases:
+    groups = t.some_groups(shape[0]) if known else None
+    expected = t.outcome("plain", shape, groups, **given)
+    found = t.outcome("triton", shape, groups, dtype=torch.float32, **given)
+    t.assert_same({name: tensor.double() for name, tensor in found.items()}, expected, 2e-4)
+    again = t.outcome("triton", shape, groups, dtype=torch.float32, **given)
+    assert all(torch.equal(found[name], again[name]) for name in found)
+half = t.outcome("triton", (6, 4, 3, 3), t.some_groups(6), dtype=torch.bfloat16)
+assert half["y"].dtype == half["da"].dtype == torch.bfloat16
+t.assert_same({n: v.double() for n, v in half.items()}, t.outcome("plain", (6, 4, 3, 3), t.some_groups(6)), 5e-2)
+
+
+groups = t.some_groups(5)
+
+
+def step(a, psi, running, path):
+    y, loss = balanced_batch_norm(a, None, None, psi, groups, running, path=path)
+    return y.square().sum() * y.sum() + loss
+
+
+compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+a, found = torch.randn(5, 3, 2, 2), []
+for way, path in ((compiled, "triton"), (step, "plain"), (compiled, None)):
+    running, psi = Running(torch.zeros(3), torch.ones(3), 0.3), torch.zeros(5, requires_grad=True)
+    found.append((*torch.autograd.grad(way(a.requires_grad_(), psi, running, path), [a, psi]), running.mean))
+for other in (found[0], found[2]):
+    torch.testing.assert_close(other, found[1], rtol=1e-3, atol=1e-4)
+print("agrees")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_the_triton_kernels_agree_in_the_interpreter() -> None:
+    """In a process of its own, since the interpreter is chosen when Triton is imported. Outputs are NaN beforehand;
+    two runs give the same bits; ``torch.compile`` takes the op as one graph."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], capture_output=True, text=True, timeout=200, check=False,
+        env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=File(__file__).parent,
+    )  # fmt: skip
+    assert done.stdout.strip() == "agrees", done.stderr[-3000:]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shape", [(20, 64, 32, 32), (33, 17, 5, 7), (64, 512)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-4), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("known", [False, True], ids=["no groups", "groups"])
+def test_the_triton_kernels_agree_on_a_gpu(
+    shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, known: bool
+) -> None:
+    """Against double precision on the CPU, in both layouts, the same bits each time."""
+    here = some_groups(shape[0])
+    there = Groups.of(here.ids, SEEN, "cuda")
+    expected = outcome("plain", shape, here if known else None)
+    for last in (False, True)[: 1 + (len(shape) == 4)]:
+        given: dict[str, Any] = {"dtype": dtype, "last": last, "device": "cuda"}
+        found, again = (outcome("triton", shape, there if known else None, **given) for _ in range(2))
+        assert all(torch.equal(found[name], again[name]) for name in found)
+        assert_same({name: tensor.cpu().double() for name, tensor in found.items()}, expected, tolerance)
