@@ -14,7 +14,7 @@ _HOMES = {
     "streams": (
         "Batch Labels Forget Boundary Rejected Column StreamSpec Experience Impressions Stream InputError NO_LABEL "
         "STREAMS DATASETS ask_to_forget stream open_file from_arrays from_experiences concat incremental corrupt "
-        "delay_labels drop_labels split_classes take rebatch shuffle_within"
+        "delay_labels drop_labels keep_asking split_classes take rebatch shuffle_within"
     ),
     "adapt.loop": "Loop Record",
     "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",

@@ -145,6 +145,17 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time-slots", default=unset, metavar="N", help="slots of time that clicks are scored by (default 10)"
     )
+    parser.add_argument(
+        "--forget-every", default=unset, metavar="N", help="simulate a request to forget after every N rows"
+    )
+    parser.add_argument("--forget-rows", default=unset, metavar="N", help="rows a simulated request names (default 10)")
+    parser.add_argument(
+        "--forget-gap",
+        action="store_const",
+        const=True,
+        default=unset,
+        help="after every request compare the learner with one trained anew on what remains (keeps all rows)",
+    )
     parser.add_argument("--device", default=unset, metavar="cpu|cuda", help="default cpu")
     parser.add_argument(
         "--no-guard", dest="guard", action="store_const", const=False, default=unset, help="never roll a learner back"
@@ -165,6 +176,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 FLAGS = (
     *("learner", "label", "batch", "delay", "limit", "seed", "device"),
     *("evaluate_every", "evaluate_worker", "time_slots", "guard", "stand_in"),
+    *("forget_every", "forget_rows", "forget_gap"),
 )
 
 

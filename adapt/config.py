@@ -15,7 +15,18 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..streams import STREAMS, FileParams, InputError, Stream, delay_labels, describe, open_stream, rebatch, take
+from ..streams import (
+    STREAMS,
+    FileParams,
+    InputError,
+    Stream,
+    delay_labels,
+    describe,
+    keep_asking,
+    open_stream,
+    rebatch,
+    take,
+)
 from .learners import learner_params
 
 DEFAULT_LEARNER = "driftmoe"
@@ -52,6 +63,9 @@ class RunConfig:
     pending: int = option(10_000, "rows that may wait for their label")
     guard: bool = option(True, "roll a broken learner back to its last good snapshot")
     stand_in: bool = option(True, "let the source model answer while the guard holds adaptation to be worse than it")
+    forget_every: int = option(0, "rows between two simulated requests to forget rows met before (0: none)")
+    forget_rows: int = option(10, "rows that a simulated request names")
+    forget_gap: bool = option(False, "after every request compare the learner with one trained anew on what remains")
     stream_params: dict[str, Any] = field(default_factory=dict)
     learner_params: dict[str, Any] = field(default_factory=dict)
 
@@ -150,7 +164,10 @@ def make_stream(config: RunConfig) -> Stream:
         stream = take(stream, config.limit)
     if config.batch > 1 or config.delay:
         stream = rebatch(stream, config.batch)
-    return delay_labels(stream, config.delay)
+    stream = delay_labels(stream, config.delay)
+    if config.forget_every:
+        stream = keep_asking(stream, config.forget_every, config.forget_rows, config.seed)
+    return stream
 
 
 def complete(given: Mapping[str, Any], params: type | None, of: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..evaluation.cost import BatchCost, LatencyHistogram
 from ..evaluation.worths import Worths
 from ..streams import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rejected, Stream, concatenate
 from .admission import Admission
+from .anew import Anew
 from .checkpoint import Checkpointer
 from .evaluator import Evaluator
 from .guard import Guard
@@ -59,7 +60,7 @@ class Loop:
     rows may wait for their label. row_by_row: test, then train on every single row of a batch instead of on the batch
     as a whole. every: rows between two progress records.
     continual: judges the stream's experiences after updates; a boundary ends the one at hand. ledger: where requests to
-    forget are written down.
+    forget are written down. anew: what compares the learner after each of them with one trained anew.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class Loop:
         every: int = 100,
         continual: Continual | None = None,
         ledger: Ledger | None = None,
+        anew: Anew | None = None,
     ) -> None:
         self.learner = learner
-        self.requests = Requests(ledger)
+        self.requests = Requests(ledger, anew)
         self.evaluators = tuple(evaluators)
         self._judges = [e for e in evaluators if isinstance(e, Worths)]
         self._clicks = [e for e in evaluators if isinstance(e, ClickScores)]
@@ -157,7 +159,8 @@ class Loop:
     def forget(self, request: Forget) -> Receipt:
         """Unlearn rows exactly; raises ``CannotForget`` with the reason. Save right after it."""
         receipt = self.requests.carry_out(self, request, self._pending)
-        self._due.append(Record(self.step, "forget", {"note": f"{len(receipt.ids)} rows: {receipt.guarantee}"}))
+        note = f"{len(receipt.ids)} rows: {receipt.guarantee}"
+        self._due.append(Record(self.step, "forget", {**self.requests.gap, "note": note}))
         return receipt
 
     def records(self) -> list[Record]:
@@ -348,6 +351,7 @@ class Loop:
         if batch.y is not y:
             batch = Batch(batch.ids, batch.x, batch.time, y)
         self.learner.learn(batch, prediction)
+        self.requests.learnt(batch)
         self.updates += 1
         self.seconds["learn"] += perf_counter() - t1
         if self.continual is not None:
@@ -358,6 +362,7 @@ class Loop:
         assert batch.y is not None
         t0 = perf_counter()
         prediction = self.learner.test_then_train(batch)
+        self.requests.learnt(batch, row_by_row=True)
         t1 = perf_counter()
         n = len(batch)
         self.latency.add((t1 - t0) / n, n)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -23,6 +24,7 @@ from ..evaluation.shifts import Sessions, Shifts
 from ..evaluation.source_domain import SourceDomain
 from ..evaluation.worths import Worths
 from ..streams import Batch, Event, Forget, InputError, Labels, StreamSpec
+from .anew import Anew, held_out_rows
 from .checkpoint import Checkpointer
 from .config import RunConfig, difference, make_stream, resolve, to_toml
 from .evaluated_apart import Apart
@@ -109,6 +111,7 @@ class Run:
             every=config.every,
             continual=self.continual,
             ledger=Ledger(self.out / LEDGER) if keeps and self.out is not None else None,
+            anew=make_anew(config, self.stream.spec),
         )
 
     def _watches(self) -> list[Evaluator]:
@@ -133,6 +136,8 @@ class Run:
         watched = () if self.continual is None else self.continual.columns
         judged = [column for watch in self.loop.evaluators[1:] for column in watch.columns]
         columns = [*self.evaluator.columns, *watched, *judged, *self.learner.telemetry()]
+        if self.loop.requests.anew is not None:
+            columns += Anew.columns
         if self.loop.source_watch is not None:
             columns += self.loop.source_watch.columns
         curve = [] if self.continual is None else self.continual.header()
@@ -338,6 +343,15 @@ def make_source_domain(spec: StreamSpec, learner: Learner) -> SourceDomain | Non
     if spec.worth is not None:
         return None  # whether a plan is the oracle's says little: many are as good
     return SourceDomain(spec.source)
+
+
+def make_anew(config: RunConfig, spec: StreamSpec) -> Anew | None:
+    """What compares the learner with one trained anew after every request; None where nobody asked for it."""
+    if not config.forget_gap:
+        return None
+    if spec.target != "classification":
+        raise InputError(f"forget-gap: {config.stream} has numbers to answer, and the gap is one of right answers")
+    return Anew(partial(_build, config, spec), held_out_rows(spec))
 
 
 def make_source_watch(config: RunConfig, learner: Learner) -> SourceWatch | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..streams import Array, Forget, InputError
+from ..streams import Array, Batch, Forget, InputError
+from .anew import Anew
 from .checkpoint import Checkpointer
 from .learner import CannotForget, Learner, Receipt, State
 from .ledger import Entry, Ledger
@@ -25,11 +26,14 @@ class Requests:
     """Carries out requests for one loop.
 
     ledger: where they are written down; None writes nothing. ``open``: a request was carried out that no checkpoint
-    holds yet; whoever drives the loop saves at once. ``last`` is the ledger's line of the last request.
+    holds yet; whoever drives the loop saves at once. ``last`` is the ledger's line of the last request. anew: compares
+    the learner with one trained anew after every request; ``gap``: what it last found.
     """
 
-    def __init__(self, ledger: Ledger | None = None) -> None:
+    def __init__(self, ledger: Ledger | None = None, anew: Anew | None = None) -> None:
         self.ledger = ledger
+        self.anew = anew
+        self.gap: dict[str, float] = {}
         self.open = False
         self.last: Entry | None = None
 
@@ -52,10 +56,17 @@ class Requests:
         if self.ledger is not None:
             facts = {"step": loop.step, "time": float(request.time), "reason": request.reason, "written": _now()}
             self.last = self.ledger.enter(receipt, facts)
+        if self.anew is not None:
+            self.gap = self.anew.forgot(loop.learner, receipt.ids)
         self.open = True
         if loop.checkpoint is None:
             self.settle(None)
         return receipt
+
+    def learnt(self, batch: Batch, *, row_by_row: bool = False) -> None:
+        """Note what the learner was just taught, where anyone wants to know."""
+        if self.anew is not None:
+            self.anew.learnt(batch, row_by_row=row_by_row)
 
     def _by_learner(self, learner: Learner, request: Forget, rows: Pending) -> tuple[Receipt, Array]:
         """The learner's receipt with the waiting rows in it, and their ids."""
@@ -90,16 +101,24 @@ class Requests:
         if not len(later):
             return []
         learner.bar(later)
+        if self.anew is not None:
+            self.anew.forgotten |= set(later.tolist())
         self.open = True
         return [f"the ledger names {len(later)} rows that were forgotten after this checkpoint: they stay forgotten"]
 
     def state(self) -> State:
-        return {"ledger": None if self.ledger is None else self.ledger.state(), "open": self.open}
+        return {
+            "ledger": None if self.ledger is None else self.ledger.state(),
+            "open": self.open,
+            "anew": None if self.anew is None else self.anew.state(),
+        }
 
     def load(self, state: State) -> None:
         self.open = bool(state["open"])
         if self.ledger is not None and state["ledger"] is not None:
             self.ledger.load(state["ledger"])
+        if self.anew is not None and state["anew"] is not None:
+            self.anew.load(state["anew"])
 
 
 def read_ids(text: str) -> Array:

@@ -12,7 +12,7 @@ from .events import NO_LABEL, Array, Batch, Boundary, Event, Forget, Labels, Rej
 from .experiences import from_experiences
 from .few_shots import FewShotFeatures, few_shot_features
 from .files import FileParams, open_file
-from .requests import ask_to_forget
+from .requests import ask_to_forget, keep_asking
 from .sources import BLOCK, BlockStream, from_arrays
 from .spec import MAX_CLASSES, Column, Experience, Impressions, InputError, Source, Stream, StreamSpec, Worth
 
@@ -60,6 +60,7 @@ __all__ = [
     "from_arrays",
     "from_experiences",
     "incremental",
+    "keep_asking",
     "locate",
     "mark",
     "open_file",

@@ -88,6 +88,8 @@ CASES = [
     Case("acu", {"width": 12}, exact=False, scale=3),
     Case("acu", {"width": 12, "exact": "bitwise", "weighting": "air"}, exact=False, scale=3),
     Case("acu", {"width": 12, "engine": "low-latency", "keep": "digests", "salt": "s"}, exact=False, scale=3),
+    _network("unlearn:scrub"),
+    _network("unlearn:retrain"),
     Case("reloop2:logistic", {"warmup": 100, "slot": 50, "arrays": 8, "bits": 4, "centre": 40}),
     Case("reloop2:majority", {"warmup": 60, "strength": "hedge", "keep": "decay", "slot": 40, "arrays": 4, "bits": 3}),
     Case(

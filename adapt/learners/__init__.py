@@ -86,6 +86,7 @@ _COTTA = "Wang, Fink, Van Gool, Dai: Continual test-time domain adaptation. CVPR
 _ROTTA = "Yuan, Xie, Li: Robust test-time adaptation in dynamic scenarios. CVPR 2023"
 _CENTAUR = "Sima et al.: Centaur: robust end-to-end autonomous driving with test-time training. arXiv 2503.11650, 2025"
 _ACU = "Tang, Zhuang, Fang et al.: ACU: analytic continual unlearning. arXiv 2505.12239 v1, 2025 (from its abstract)"
+_SCRUB = "Kurmanji et al.: Towards unbounded machine unlearning. NeurIPS 2023; SalUn: Fan et al., ICLR 2024"
 _RELOOP = "Zhu et al.: ReLoop2: building self-adaptive recommendation models via error memory. KDD 2023"
 _PLATT = "Platt: Probabilistic outputs for support vector machines. Advances in large margin classifiers, 1999"
 _RENDLE = "Rendle: Factorization machines. ICDM 2010"
@@ -145,6 +146,12 @@ LEARNERS: dict[str, Entry] = {
         classes="test_time:TestTimeLearner",
     ),
     "acu": Entry("acu:ACU", "a closed-form head that learns and truly forgets rows, classes and groups", _ACU),
+    "unlearn": Entry(
+        "unlearn:Unlearn",
+        "a network that forgets by gradient steps, approximately: the rivals of acu",
+        _SCRUB,
+        "method",
+    ),
     "ctr-lr": _clicks("lr", "clicks: logistic regression on hashed columns, by Adam", _MCMAHAN),
     "fm": _clicks("fm", "clicks: pairs of columns by the products of their embeddings", _RENDLE),
     "deepfm": _clicks("deepfm", "clicks: fm and a network on the same embeddings", _DEEPFM),

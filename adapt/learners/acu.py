@@ -154,7 +154,7 @@ class ACU(Learner):
         places = self.learnt.find(batch.ids)
         if batch.y is None or len(places) != len(batch):
             raise CannotForget("every row is to be handed over once, with its label, and was learnt once")
-        shape = np.shape(batch.x)
+        shape = _rows(batch).shape
         if shape != (len(batch), self.spec.n_features):
             raise CannotForget(f"rows have shape {shape[1:]}, those learnt have {self.spec.n_features} columns")
         z, y = self.features(_rows(batch)), np.asarray(batch.y)

@@ -31,9 +31,9 @@ def feature_map(spec: StreamSpec, backbone: str, weights: str, provenance: str, 
     identity: the rows. onnx:PATH: a model in a file. Anything else: the body of a network of ``models/networks.py``,
     drawn from the seed, or with the weights of a safetensors file.
     """
-    fan = [0 if c.categories is None else SLOTS if c.open else len(c.categories) for c in spec.columns]
     if backbone == "identity":
-        return Plain(fan, squeeze=spec.shape is None)
+        return plain_features(spec)
+    fan = _fan(spec)
     said = provenance if provenance != "auto" else "unknown"
     try:
         if backbone.startswith("onnx:"):
@@ -43,6 +43,16 @@ def feature_map(spec: StreamSpec, backbone: str, weights: str, provenance: str, 
         return _torch_map(spec, fan, backbone, weights, said, seed)
     except ValueError as fault:
         raise InputError(f"{fault}") from None
+
+
+def plain_features(spec: StreamSpec) -> Plain:
+    """The rows themselves, as ``Plain`` has them."""
+    return Plain(_fan(spec), squeeze=spec.shape is None)
+
+
+def _fan(spec: StreamSpec) -> list[int]:
+    """For each column 0 (a number) or how many places its categories share."""
+    return [0 if c.categories is None else SLOTS if c.open else len(c.categories) for c in spec.columns]
 
 
 def _torch_map(spec: StreamSpec, fan: list[int], backbone: str, weights: str, said: str, seed: int) -> FeatureMap:
