@@ -60,12 +60,18 @@ def without_clocks(summary: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in summary.items() if k not in CLOCKS}
 
 
+@pytest.fixture(scope="module")
+def singles() -> list[dw.Batch]:
+    """The first rows of movielens one by one, each with its own time stamp."""
+    return [e for e in dw.take(dw.stream("movielens", conversion=1.0), ROWS) if isinstance(e, dw.Batch)]
+
+
 @pytest.mark.parametrize(
     ("late", "batch", "row_by_row"),
     [({}, 100, False), ({}, 100, True), ({"conversion": 2 * HOUR, "window": 24 * HOUR}, 1, False)],
 )
 def test_a_row_counts_where_it_came_with_the_answer_of_then(
-    late: dict[str, float], batch: int, row_by_row: bool
+    singles: list[dw.Batch], late: dict[str, float], batch: int, row_by_row: bool
 ) -> None:
     stream = dw.rebatch(dw.take(dw.stream("movielens", **late), ROWS), batch)
     events = list(stream)
@@ -74,7 +80,6 @@ def test_a_row_counts_where_it_came_with_the_answer_of_then(
     loop = dw.Loop(ByLot(stream.spec), evaluators=[watch], row_by_row=row_by_row)
     for _ in loop.steps(stream):
         pass
-    singles = [e for e in dw.take(dw.stream("movielens", conversion=1.0), ROWS) if isinstance(e, dw.Batch)]
     times, users = np.array([e.time for e in singles]), np.array([int(e.x[0, 0]) for e in singles])
     y, p, learnt = np.full(ROWS, -1), np.zeros(ROWS), 0
     for event in events:
@@ -98,17 +103,17 @@ def test_a_row_counts_where_it_came_with_the_answer_of_then(
 
 
 def test_the_summary_of_an_ordinary_run(tmp_path: Path) -> None:
-    config = configured("ctr-drift", "train=0", batch="20", time_slots="20", limit="5000")
+    config = configured("ctr-drift", "train=0", batch="20", time_slots="10", limit="2500")
     summary = whole(config, tmp_path)
     found = summary["clicks"]
     assert summary["auc"] == found["auc"] > 0.5
     assert summary["gauc"] is None
     assert found["logloss"] == pytest.approx(summary["logloss"])
     assert found["clock"] == "rows"
-    assert [(s["from"], s["rows"]) for s in found["slots"]] == [(250.0 * k, 250) for k in range(20)]
+    assert [(s["from"], s["rows"]) for s in found["slots"]] == [(250.0 * k, 250) for k in range(10)]
     records = [r for r in read_run(tmp_path).progress() if "slot" in r["values"]]
     last = {r["values"]["slot"]: r["values"] for r in records}
-    assert list(last) == list(range(1, 21))
+    assert list(last) == list(range(1, 11))
     for number, values in last.items():
         assert values["slot_auc"] == found["slots"][number - 1]["auc"]
         assert values["slot_calibration"] == found["slots"][number - 1]["calibration"]
@@ -120,21 +125,23 @@ def test_the_summary_of_an_ordinary_run(tmp_path: Path) -> None:
         assert words in file.getvalue(), words
 
 
-@pytest.mark.parametrize("given", [{"batch": "1"}, {"batch": "16", "delay": "50"}])
+@pytest.mark.parametrize(
+    "given", [{"stream": "ctr-drift", "batch": "1"}, {"stream": "movielens", "batch": "16", "delay": "50"}]
+)
 def test_killed_and_resumed_says_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
 ) -> None:
     """Records behind the last checkpoint are done again, as after a kill."""
-    config = configured("movielens", limit="3000", **given)
+    config = configured(limit="1500", **given)
     expected = whole(config, tmp_path / "whole")
-    monkeypatch.setattr(runs, "Checkpointer", functools.partial(runs.Checkpointer, every=400))
-    for stop in (700, 1900):
+    monkeypatch.setattr(runs, "Checkpointer", functools.partial(runs.Checkpointer, every=200))
+    for stop in (300, 900):
         steps = Run(config, tmp_path / "cut", resume=True).steps()
         next(record for record in steps if record.step >= stop and record.kind == "progress")
         steps.close()
     resumed = whole(config, tmp_path / "cut", resume=True)
     assert without_clocks(resumed) == without_clocks(expected)
-    assert expected["gauc"] is not None
+    assert (expected["gauc"] is None) == (given["stream"] == "ctr-drift")
     one, other = ((tmp_path / name / "records.csv").read_text() for name in ("whole", "cut"))
     assert one == other
 

@@ -91,7 +91,7 @@ def test_two_users_in_two_slots_by_hand() -> None:
     assert second["calibration"] == pytest.approx(2.1 / 3)
     assert first["logloss"] == pytest.approx(-np.log(0.8 * 0.6 * 0.4 * 0.6) / 4)
     assert told["auc"] == told["clicks"]["auc"] == pytest.approx(10 / 15) == roc_auc_score(y, p)
-    assert told["gauc"] == pytest.approx((4 * 2 / 4 + 3 * 1.5 / 2) / 7)  # 1: .6 = .6, .5 < .6
+    assert told["gauc"] == pytest.approx((4 * 2 / 4 + 3 * 0.5 / 2) / 7)  # user 1: .6 = .6, .5 < .6
     assert told["clicks"]["auc_margin"] == 0.0
     assert told["clicks"]["users_share"] == 1.0
 
