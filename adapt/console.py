@@ -353,8 +353,9 @@ def _shift_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
     if source:
         yield "source domain", show.percent(source["after"]), f"{show.percent(source['before'])} before the first row"
     if show.is_number(cost.get("total")):
-        phases = ("predict", "adapt", "learn", "mean")
-        parts = [f"{p} {show.milliseconds(cost[p])}" for p in phases if show.is_number(cost.get(p))]
+        told = {p: cost.get(p) for p in ("predict", "adapt", "learn", "mean")}
+        worth = {p: ms for p, ms in told.items() if show.is_number(ms) and ms > cost["total"] / 100}
+        parts = [f"{p} {show.milliseconds(ms)}" for p, ms in worth.items()]
         yield "a batch takes", show.milliseconds(cost["total"]), f"median; {', '.join(parts)}"
 
 

@@ -82,6 +82,7 @@ class Loop:
         self.requests = Requests(ledger, anew)
         self.evaluators = tuple(evaluators)
         self._judges = [e for e in evaluators if isinstance(e, Worths)]
+        self._mixed = learner.spec.mixed
         self._clicks = [e for e in evaluators if isinstance(e, ClickScores)]
         self.continual = continual
         self.guard = guard
@@ -245,7 +246,7 @@ class Loop:
         labelled = self._known(batch)
         while at < n:
             end = min(n, at + self._room())
-            if not labelled[at] or self.source_watch is not None:
+            if not labelled[at] or self.source_watch is not None or self._mixed is not None:
                 self._predict(batch.rows(slice(at, at + 1)))
                 at += 1
                 continue
@@ -295,6 +296,8 @@ class Loop:
         self._note_watch()
         self._pending.remember(batch.ids, batch.y)
         baseline = self.evaluators[0].baseline(n) if self.evaluators else np.zeros((n, 2))
+        if self._mixed is not None:
+            baseline = np.column_stack([baseline, self._mixed.of(batch.ids)])
         waiting = Waiting(batch, prediction, baseline)
         if batch.y is None:
             self._pending.wait(waiting)

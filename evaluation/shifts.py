@@ -2,7 +2,7 @@
 
 A Boundary begins a stretch of the stream: a corruption, or a session. A row counts for the stretch in which it was
 predicted, whenever its label comes: what the first evaluator of a loop says of a row at its prediction has the number
-of Boundaries before it, and is kept with the row.
+of Boundaries before it, and is kept with the row. Where shifts come mixed, the loop adds which one the row is under.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from .watch import Watch
 
 MOST = 1000
 """Stretches that are told apart; rows of later ones count for the last of them."""
-START = "before the first boundary"
+START, UNKNOWN = "before the first boundary", "under no known shift"
+MIXED = 3
+"""Column of what is kept from a prediction that has the row's own shift, where shifts come mixed; -1: not known."""
 
 
 class Stretches:
     """Whole numbers per stretch, which grow as Boundaries come. counts: int64[stretches, width]."""
 
-    def __init__(self, width: int) -> None:
-        self.names = [START]
-        self.counts = np.zeros((1, width), np.int64)
+    def __init__(self, width: int, names: Sequence[str] = (START,)) -> None:
+        self.names = list(names)
+        self.counts = np.zeros((len(self.names), width), np.int64)
 
     def begin(self, name: str) -> None:
         if len(self.names) <= MOST:
@@ -37,7 +39,9 @@ class Stretches:
     def add(self, baseline: Array, values: Array) -> None:
         """values: int64[B, width], added to the stretch of each row; baseline: what was kept from its prediction."""
         at = np.full(len(values), len(self.names) - 1)
-        if baseline.shape[1] > 2:
+        if baseline.shape[1] > MIXED:
+            at = 1 + baseline[:, MIXED].astype(np.int64)
+        elif baseline.shape[1] > 2:
             at = np.minimum(baseline[:, 2].astype(np.int64), at)
         np.add.at(self.counts, at, values)
 
@@ -59,7 +63,7 @@ class Stretches:
 
 
 class Shifts(Watch):
-    """Error of each stretch and their mean, every stretch of the same weight.
+    """Error of each stretch and their mean, every stretch of the same weight; of each shift where they come mixed.
 
     >>> watch = Shifts(StreamSpec("example", (), classes=("no", "yes")))
     >>> watch.boundary("fog 5", 0)
@@ -75,11 +79,13 @@ class Shifts(Watch):
         super().__init__()
         if spec.target != "classification":
             raise ValueError("an error per shift is the share of wrong classes")
-        self.stretches = Stretches(2)
+        self._mixed = spec.mixed is not None
+        self.stretches = Stretches(2) if spec.mixed is None else Stretches(2, (UNKNOWN, *spec.mixed.names))
 
     def boundary(self, name: str, step: int) -> None:
         super().boundary(name, step)
-        self.stretches.begin(name)
+        if not self._mixed:
+            self.stretches.begin(name)
 
     def update(self, y: Array, output: Array, scores: Array | None, baseline: Array) -> None:  # noqa: ARG002
         known = y >= 0

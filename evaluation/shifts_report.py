@@ -21,7 +21,8 @@ MOST_BARS = 100
 PARTS = 5
 """The error over time is that of a fifth of a stretch."""
 WEIGHT = "every shift of the same weight"
-OVER_TIME = "Error among the last {rows:,} rows. Horizontal: rows seen. The numbers above say which shift begins."
+OVER_TIME = "Error among the last {rows:,} rows. Horizontal: rows seen."
+NUMBERS = " The numbers above say which shift begins."
 
 
 def shift_figure(summary: dict[str, Any]) -> tuple[str, str, str] | None:
@@ -59,7 +60,8 @@ def shifts_section(run: RunData) -> Section | None:
     drawn = _over_time(run, errors)
     if drawn is not None:
         plot, rows = drawn
-        parts += [Heading("Error over time"), Drawing(plot, OVER_TIME.format(rows=rows), "error over time")]
+        caption = OVER_TIME.format(rows=rows) + NUMBERS * bool(_boundaries(run).drifts)
+        parts += [Heading("Error over time"), Drawing(plot, caption, "error over time")]
     return Section("Shifts", parts)
 
 
@@ -91,7 +93,8 @@ def shifts_compared(runs: Compared) -> Section | None:
     drawn = _all_over_time(runs, learners)
     if drawn is not None:
         plot, width = drawn
-        caption = f"{OVER_TIME.format(rows=width)} Mean over seeds; bands are ± one standard deviation."
+        caption = OVER_TIME.format(rows=width) + NUMBERS * bool(_boundaries(runs.runs[0]).drifts)
+        caption += " Mean over seeds; bands are ± one standard deviation."
         parts += [Heading("Error over time"), Drawing(plot, caption, "error over time of every learner")]
     return Section("Error under each shift", parts, long=True)
 
@@ -140,7 +143,9 @@ def _levels(run: RunData, errors: dict[str, float]) -> tuple[Array, Array] | Non
 
 
 def _boundaries(run: RunData) -> Marks:
-    return Marks(drifts=[float(r["step"]) for r in run.marked("boundary")])
+    """Where each shift of the table begins; nowhere where they come mixed."""
+    starts = [float(r["step"]) for r in run.marked("boundary")]
+    return Marks(drifts=starts if len(starts) == len(run.summary.get("shifts") or ()) else [])
 
 
 def _all_over_time(runs: Compared, learners: list[str]) -> tuple[Plot, int] | None:

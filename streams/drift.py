@@ -252,6 +252,7 @@ def _joined_spec(parts: Sequence[Stream], switches: list[Switch]) -> StreamSpec:
         drifts=tuple(sorted(drifts)),
         experiences=tuple(e for h in held for e in h) if known else (),
         impressions=_numbered_anew(parts),
+        mixed=None,
     )
 
 
@@ -290,6 +291,7 @@ class _Incremental:
             drifts=(start,) if start else (),
             experiences=(),  # held-out rows of either concept would judge neither stretch
             impressions=_numbered_anew(parts),
+            mixed=None,
         )
         self._feeds = [Feed(p) for p in parts]
         self._start, self._span, self._seed = start, span, seed

@@ -20,7 +20,7 @@ from .events import Array, Batch, Boundary, Event
 from .experiences import BLOCK_CELLS, ORDER, TEST, Rows, Task, moments, pixels
 from .images import Images, cifar10_images, digits_images, grey_images
 from .sources import BLOCK, Block, BlockStream, Position
-from .spec import InputError, Source, Stream, StreamSpec
+from .spec import InputError, Mixed, Source, Stream, StreamSpec
 
 Setting = Literal["continual", "reset-each-shift", "gradual", "mixed", "correlated"]
 CLEAN = ("", 0)
@@ -109,7 +109,10 @@ class StretchBlocks:
 def shifting(
     name: str, images: Images, test: Rows, stretches: Sequence[Stretch], seed: int, notes: dict[str, Any]
 ) -> Stream:
-    """The stream of these stretches; ``spec.notes["stretches"]`` has the name and first row of each."""
+    """The stream of these stretches; ``spec.notes["stretches"]`` has the name and first row of each.
+
+    Where ``notes["setting"]`` is mixed ``spec.mixed`` has the look of every row of the one stretch.
+    """
     blocks = StretchBlocks(test, images.shape, stretches, seed)
     clean = images.task("source")
     assert clean.test is not None
@@ -127,8 +130,13 @@ def shifting(
             **notes,
         },
         source=source_of(clean),
+        mixed=_mixed(stretches[0]) if notes.get("setting") == "mixed" else None,
     )
     return BlockStream(spec, blocks)
+
+
+def _mixed(stretch: Stretch) -> Mixed:
+    return Mixed(tuple(f"{kind} {severity}" for kind, severity in stretch.looks), stretch.look)
 
 
 def source_of(clean: Task) -> Source:

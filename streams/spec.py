@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+
 from .events import Array, Event
 
 MAX_CLASSES = 4096
@@ -90,6 +92,25 @@ class Impressions:
     times: Array | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Mixed:
+    """Which shift each row is under, where rows of several come in no order.
+
+    names: of the shifts. shift: int64[n], places in names, of the rows with the ids 0..n-1.
+
+    >>> Mixed(("fog 5", "snow 5"), np.array([1, 0, 1])).of(np.array([2, 1, 3])).tolist()
+    [1, 0, -1]
+    """
+
+    names: tuple[str, ...]
+    shift: Array
+
+    def of(self, ids: Array) -> Array:
+        """int64[B]: places in names of the rows with these ids, -1 where not known."""
+        place = np.clip(ids, 0, len(self.shift) - 1)
+        return np.where(ids == place, self.shift[place], -1)
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """Names, kinds and sizes, known before the first row.
@@ -100,6 +121,7 @@ class StreamSpec:
     experiences: where held-out rows are known: the first begins with the stream, the next at each Boundary.
     source: where a model is meant to be trained before the stream begins. Compositions keep it as it is, clean.
     worth: where answers are worth more than right or wrong. impressions: where class 1 of two is a click.
+    mixed: where shifts do not come one after the other.
     """
 
     name: str
@@ -115,6 +137,7 @@ class StreamSpec:
     source: Source | None = field(default=None, compare=False, repr=False)
     worth: Worth | None = field(default=None, compare=False, repr=False)
     impressions: Impressions | None = field(default=None, compare=False, repr=False)
+    mixed: Mixed | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_features(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import driftway as dw
 import numpy as np
 import pytest
-from driftway.evaluation.shifts import MOST, START, Sessions, Shifts
+from driftway.evaluation.shifts import MOST, START, UNKNOWN, Sessions, Shifts
 from driftway.evaluation.source_domain import BATCH, ROWS, SourceDomain
 from driftway.streams import Source
 from hypothesis import given, settings
@@ -132,6 +132,35 @@ def test_cuts_and_a_restart_make_no_difference(data: st.DataObject) -> None:
             cut.boundary(f"from {n}", n)
         assert whole.summary() == cut.summary()
         assert whole.state()["counts"].tolist() == cut.state()["counts"].tolist()
+
+
+def in_disorder(rows: int) -> Any:
+    return dw.stream("digits-c", setting="mixed", kinds=("fog", "contrast", "snow"), rows=rows, severity=4)
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("delay", [0, 5])
+def test_rows_of_mixed_shifts_count_for_their_own(batch: int, delay: int) -> None:
+    """``Parity`` is right about rows of odd ids whose class is 1 and of even ones whose class is 0."""
+    spec = in_disorder(30).spec
+    ids, y = (np.concatenate([getattr(e, k) for e in in_disorder(30) if isinstance(e, dw.Batch)]) for k in ("ids", "y"))
+    right = y == ids % 2
+    wanted = {n: 1 - right[spec.mixed.shift == k].mean() for k, n in enumerate(("fog 4", "contrast 4", "snow 4"))}
+    stream = dw.delay_labels(dw.rebatch(in_disorder(30), batch), delay)
+    watch = Shifts(stream.spec)
+    loop = dw.Loop(Parity(stream.spec), evaluators=[dw.Prequential(stream.spec), watch], row_by_row=batch == 1)
+    list(loop.steps(stream))
+    assert loop.summary()["shifts"] == pytest.approx(wanted)
+    assert list(loop.summary()["shifts"]) == list(wanted)
+    assert watch.state()["counts"][:, 0].tolist() == [0, 30, 30, 30]
+
+
+def test_rows_of_no_known_shift_have_a_name_of_their_own() -> None:
+    stream = in_disorder(10)
+    loop = dw.Loop(Parity(stream.spec), evaluators=[Shifts(stream.spec)])
+    loop.predict(dw.Batch(np.array([500]), np.zeros((1, 64)), 0.0))
+    loop.label(dw.Labels(np.array([500]), np.array([0]), 0.0))
+    assert loop.summary()["shifts"] == {UNKNOWN: 0.0}
 
 
 # --- sessions -----------------------------------------------------------------------------------------------------

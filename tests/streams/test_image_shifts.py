@@ -82,6 +82,20 @@ def test_settings(table: Any) -> None:
     assert spread[2] < spread[3] < spread[4]
 
 
+def test_rows_of_mixed_shifts_have_their_own(table: Any) -> None:
+    stream = dw.stream("digits-c", setting="mixed", seed=1, **FEW)
+    mixed = stream.spec.mixed
+    assert mixed.names == ("fog 5", "pixelate 5", "shot_noise 5")
+    assert np.bincount(mixed.shift).tolist() == [90, 90, 90]
+    clean, x = stream.spec.source.test()[0], table(stream)[1]
+    for k, kind in enumerate(("fog", "pixelate", "shot_noise")):
+        ids = np.flatnonzero(mixed.shift == k)[:8]
+        assert np.abs(x[ids][:, None] - candidates(kind, clean, ids)).max(-1).min(1).max() < 1e-6
+    assert mixed.of(np.array([269, 270, -1])).tolist() == [mixed.shift[269], -1, -1]
+    assert dw.stream("digits-c", setting="gradual", **{**FEW, "kinds": "contrast"}).spec.mixed is None
+    assert dw.concat(stream, stream).spec.mixed is None
+
+
 def test_correlated_labels_come_in_runs(table: Any) -> None:
     def changes(**params: Any) -> float:
         _, _, y = table(dw.stream("digits-c", kinds="contrast", rows=0, **params))
