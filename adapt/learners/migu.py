@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...models.kernels.row_choice import Choice, RowSlot
+from ...models.kernels.row_choice import Choice, RowSlot, Together
 from ...models.kernels.row_sparse_linear import row_sparse_conv, row_sparse_linear
 from ...models.kernels.row_sparse_optimizer import FACTORS
 from ...models.optimisers import AdamW, Only, Optimiser, RowSet
@@ -116,7 +116,9 @@ class _MIGU(Active):
         self.first = values.migu_from if values.migu_from >= 0 else int(bounded)
         self.layers: dict[str, MaskedLayer] = {}
         self.last: dict[str, Tensor] = {}
-        self.share, self.not_finite = 1.0, 0
+        self.share = 1.0
+        self.not_finite: int | Tensor = 0
+        self.together = Together()
         self._wrap()
 
     def _wrap(self) -> None:
@@ -132,7 +134,7 @@ class _MIGU(Active):
         names = layers_named(learner.net, values.migu_layers)
         for number, (name, layer) in enumerate(names.items()):
             if name not in self.layers or self.layers[name].layer is not layer:
-                slot = RowSlot(choice, (learner.seed, number), factors)
+                slot = RowSlot(choice, (learner.seed, number), factors, self.together)
                 self.layers[name] = MaskedLayer(layer, slot, "dense" if whole else "compact")
                 layer.forward = self.layers[name]
 
@@ -151,7 +153,7 @@ class _MIGU(Active):
         active = rows = 0
         for layer_name, layer in self.layers.items():
             index, given = layer.slot.take()
-            self.not_finite += layer.slot.not_finite
+            self.not_finite = self.not_finite + layer.slot.not_finite
             layer.slot.not_finite = 0
             if index is None:
                 continue
@@ -184,7 +186,7 @@ class _MIGU(Active):
         return {"active_rows": self.share, "rows_not_finite": float(self.not_finite)}
 
     def state(self) -> State:
-        return {"last": dict(self.last), "share": self.share, "not_finite": self.not_finite}
+        return {"last": dict(self.last), "share": self.share, "not_finite": int(self.not_finite)}
 
     def load(self, state: State) -> None:
         self.last = {name: tensor.clone().to(self.learner.device) for name, tensor in state["last"].items()}

@@ -8,14 +8,14 @@ are chosen, neither more nor fewer; blocks of neighbouring rows; the controls ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Array = np.ndarray
+from .topk_rows import Layers, block_scores, topk_rows
 
 
 def active_count(rows: int, ratio: float) -> int:
@@ -41,16 +41,10 @@ def row_score(y: Tensor, kind: Literal["sum_abs", "token_l1"] = "sum_abs") -> Te
     return size.sum([axis for axis in range(y.dim()) if axis != 1], dtype=long)
 
 
-def top_rows(score: Array, k: int) -> Array:
-    """The k rows of the largest score, int64[k], rising; among equals the lowest rows."""
-    bar = np.partition(score, len(score) - k)[len(score) - k]
-    found = np.flatnonzero(score >= bar)
-    return found if len(found) == k else np.sort(np.argsort(-score, kind="stable")[:k])
-
-
-def quantile_rows(score: Array, ratio: float) -> Array:
+def quantile_rows(score: Tensor, ratio: float) -> Tensor:
     """The rows at or above the ``ratio`` quantile of the score, as MIGU's code has it: all rows of a tie."""
-    return np.flatnonzero(score >= np.quantile(score, ratio))
+    values = score.numpy(force=True)
+    return torch.from_numpy(np.flatnonzero(values >= np.quantile(values, ratio))).to(score.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,29 +57,74 @@ class Choice:
     block_rows: int = 1
     quantile: bool = False
 
-    def rows(self, score: Array, draw: tuple[int, ...] = (0,)) -> Array | None:
-        """The active rows, int64[k], rising; None where the score is not finite. draw: the seed of a random choice.
+    def count(self, rows: int) -> int | None:
+        """How many of so many rows are chosen; None where that depends on the score or the draw."""
+        size = self.block_rows
+        if self.quantile or self.select == "random" or rows % size:
+            return None
+        return size * active_count(rows // size, self.ratio)
+
+    def rows(self, score: Tensor, draw: tuple[int, ...] = (0,)) -> Tensor:
+        """The active rows of a finite score, int64[k], rising. draw: the seed of a random choice.
 
         With blocks, k counts blocks, the score of a block is the mean of its rows, and the last may be shorter.
         """
-        if not np.isfinite(score).all():
-            return None
-        size = self.block_rows
-        of_blocks = score if size == 1 else np.add.reduceat(score, np.arange(0, len(score), size))
-        if size > 1 and len(score) % size:
-            of_blocks[-1] *= size / (len(score) % size)
-        found = self._of(of_blocks, draw)
-        if size == 1:
-            return found
-        rows = (found[:, None] * size + np.arange(size)).ravel()
-        return rows[: np.searchsorted(rows, len(score))]
-
-    def _of(self, score: Array, draw: tuple[int, ...]) -> Array:
-        k = active_count(len(score), self.ratio)
+        n = -(-len(score) // self.block_rows)
+        k = active_count(n, self.ratio)
         if self.select == "random":
-            return np.sort(np.random.default_rng(draw).permutation(len(score))[:k])
-        score = score if self.select == "top" else -score
-        return quantile_rows(score, self.ratio) if self.quantile else top_rows(score, k)
+            drawn = np.sort(np.random.default_rng(draw).permutation(n)[:k])
+            rows = self._spread(torch.from_numpy(drawn).to(score.device))
+        elif self.quantile:
+            rows = self._spread(quantile_rows(self._of_blocks(score), self.ratio))
+        else:
+            rows = self.best(score, k)
+        return rows[rows < len(score)] if len(score) % self.block_rows else rows
+
+    def best(self, score: Tensor, k: int | Layers) -> Tensor:
+        """The rows of the k best blocks; of those of all ``Layers``, whose sizes and counts are blocks."""
+        return self._spread(topk_rows(self._of_blocks(score), k))
+
+    def _of_blocks(self, score: Tensor) -> Tensor:
+        score = score if self.block_rows == 1 else block_scores(score, self.block_rows)
+        return score if self.select == "top" else -score
+
+    def _spread(self, blocks: Tensor) -> Tensor:
+        size = self.block_rows
+        if size == 1:
+            return blocks
+        return (blocks[:, None] * size + torch.arange(size, device=blocks.device)).flatten()
+
+
+@dataclass(slots=True)
+class Together:
+    """The slots of a network on a GPU: rows of them all are chosen in one call that does not wait for the device."""
+
+    slots: list[RowSlot] = field(default_factory=list)
+    layers: dict[tuple[torch.device, tuple[int, ...]], Layers] = field(default_factory=dict)
+
+    def choose(self, device: torch.device) -> None:
+        """Fix the rows of every slot of this device that has a score and no rows yet; all slots have one choice.
+
+        How many are chosen must be known beforehand (``Choice.count``). In a layer whose score is not finite they are
+        chosen as in any other, NaN first; the first slot's ``not_finite`` counts such layers, on the device.
+        """
+        seen = [(slot, slot.score) for slot in self.slots if slot.score is not None and slot.index is None]
+        slots, scores = zip(*((slot, score) for slot, score in seen if score.device == device))
+        choice, score = slots[0].choice, torch.cat(scores)
+        layers = self._layers(tuple(map(len, scores)), choice, device)
+        found = choice.best(score, layers).split([k * choice.block_rows for k in layers.counts])
+        for slot, rows in zip(slots, found, strict=True):
+            slot.index = rows
+        begins = layers.table[0] * choice.block_rows
+        finite = torch.segment_reduce(score.isfinite().float(), "min", offsets=begins, unsafe=True)
+        slots[0].not_finite = slots[0].not_finite + (1 - finite).sum()
+
+    def _layers(self, widths: tuple[int, ...], choice: Choice, device: torch.device) -> Layers:
+        key = (device, widths)
+        if key not in self.layers:
+            sizes = tuple(width // choice.block_rows for width in widths)
+            self.layers[key] = Layers.of(sizes, tuple(active_count(size, choice.ratio) for size in sizes), device)
+        return self.layers[key]
 
 
 class RowSlot:
@@ -94,35 +133,70 @@ class RowSlot:
     Scores add up until the first backward pass needs the rows; these then stay for the step, so that later passes
     (accumulated micro-batches) take the rows of the earlier ones: our choice, as a gradient of chosen rows cannot be
     chosen again. factors: gradients of so few examples are kept as two factors (``row_sparse_optimizer``), 0 for never.
+
+    In a compiled network (``torch.compile``) the rows are those of the step's first forward pass, and the gradient
+    comes as that of ``tap``, a tensor nothing reads: ``prepare`` makes it before compiling.
     """
 
-    def __init__(self, choice: Choice, seed: tuple[int, ...] = (0,), factors: int = 0) -> None:
+    def __init__(
+        self, choice: Choice, seed: tuple[int, ...] = (0,), factors: int = 0, together: Together | None = None
+    ) -> None:
         self.choice, self.seed, self.factors = choice, seed, factors
+        self.together = Together() if together is None else together
+        self.together.slots.append(self)
         self.score: Tensor | None = None
+        self.index: Tensor | None = None
         self.step: int | None = None
-        self.not_finite = 0
-        self._index: Tensor | None = None
+        self.tap: Tensor | None = None
+        self.not_finite: int | Tensor = 0
         self._given: Tensor | tuple[Tensor, Tensor] | None = None
 
     def arm(self, step: int) -> None:
         """The passes from here to ``take`` belong to this step."""
         self.step = step
 
+    def prepare(self, weight: Tensor) -> None:
+        """Make ``tap`` for a compiled network; ``ValueError`` for a choice whose count depends on the score."""
+        k = self.choice.count(len(weight))
+        if k is None:
+            raise ValueError(
+                "rows by quantile, at random, or in blocks that do not divide a layer are not compiled: run it eagerly"
+            )
+        self.tap = weight.new_zeros(()).expand(k, *weight.shape[1:]).requires_grad_()
+
     def see(self, y: Tensor) -> None:
         """Add the outputs of a forward pass to the score."""
-        score = row_score(y, self.choice.score)
+        self.add(row_score(y, self.choice.score))
+
+    def add(self, score: Tensor) -> None:
+        """Add the score of a forward pass."""
         self.score = score if self.score is None else self.score + score
 
     def rows(self) -> Tensor:
-        """The active rows of this step; all of them, counted in ``not_finite``, where the score is not finite."""
-        if self._index is None:
+        """The active rows of this step.
+
+        On a CPU, or where their count is not known beforehand, all of them where the score is not finite, counted in
+        ``not_finite``; on a GPU see ``Together``.
+        """
+        if self.index is None:
             assert self.score is not None, "no forward pass was seen"
-            chosen = self.choice.rows(self.score.numpy(force=True), (*self.seed, self.step or 0))
-            if chosen is None:
-                self.not_finite += 1
-                chosen = np.arange(len(self.score))
-            self._index = torch.from_numpy(chosen).to(self.score.device)
-        return self._index
+            if self.score.device.type != "cpu" and self.choice.count(len(self.score)) is not None:
+                self.together.choose(self.score.device)
+            elif bool(self.score.isfinite().all()):
+                self.index = self.choice.rows(self.score, (*self.seed, self.step or 0))
+            else:
+                self.not_finite = self.not_finite + 1
+                self.index = torch.arange(len(self.score), device=self.score.device)
+        assert self.index is not None
+        return self.index
+
+    def first_rows(self, score: Tensor) -> Tensor:
+        """As many rows as ``tap`` has, by the score of the step's first pass."""
+        self.add(score)
+        if self.index is None:
+            assert self.tap is not None
+            self.index = self.choice.best(score, len(self.tap) // self.choice.block_rows)
+        return self.index
 
     def give(self, grad: Tensor, inputs: Tensor) -> None:
         """The active columns of an output gradient, [n, k], and the layer's inputs, [n, d_in]."""
@@ -141,5 +215,7 @@ class RowSlot:
         """(active rows, gradient of these rows or its two factors), None for what there was not; and start anew."""
         index = None if self.score is None else self.rows()
         given, self._given = self._given, None
-        self.score = self._index = self.step = None
+        if self.tap is not None and self.tap.grad is not None:
+            given, self.tap.grad = self.tap.grad, None
+        self.score = self.index = self.step = None
         return index, given

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path as File
 from typing import Any
 
 import pytest
 import torch
 from driftway.models.kernels.row_choice import Choice, RowSlot
-from driftway.models.kernels.row_sparse_linear import row_sparse_conv, row_sparse_linear
+from driftway.models.kernels.row_sparse_linear import row_gradient, row_sparse_conv, row_sparse_linear, scored_linear
+from driftway.models.kernels.selection import triton_works
 from driftway.models.optimisers import SGD, RowSet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -144,7 +150,7 @@ def test_accumulated_batches_keep_the_rows_of_the_first() -> None:
         torch.autograd.grad(row_sparse_linear(x, weight, None, slot).square().sum(), weight, allow_unused=True)
         dense.append(torch.autograd.grad(F.linear(x, weight).square().sum(), weight)[0])
     index, rows = compact(slot)
-    assert index.tolist() == Choice(0.7).rows((a @ weight.t()).detach().abs().sum(0).numpy()).tolist()
+    assert index.tolist() == Choice(0.7).rows((a @ weight.t()).detach().abs().sum(0)).tolist()
     torch.testing.assert_close(rows, (dense[0] + dense[1])[index], rtol=1e-5, atol=1e-5)
 
 
@@ -166,3 +172,174 @@ def test_rows_do_not_depend_on_the_loss() -> None:
         torch.autograd.grad((row_sparse_linear(x, weight, None, slot) * scale).sum(), weight, allow_unused=True)
         chosen.append(compact(slot)[0].tolist())
     assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(0, 5, 9), (1, 1, 1), (7, 33, 10), (20, 64, 3)])
+def test_steps_against_float64(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    """Output, score and gradient of rows; tolerance: bfloat16 2 % of sums of up to 33 products, else rounding."""
+    n, d_in, d_out = shape
+    x, weight, bias = random(n, d_in), random(d_out, d_in, seed=1), random(d_out, seed=2)
+    grad, index = random(n, d_out, seed=3), torch.arange(0, d_out, 2)
+    close: Any = {"rtol": 0.02, "atol": 0.05} if dtype is torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    short = [tensor.to(dtype) for tensor in (x, weight, bias, grad)]
+    exact = [tensor.double() for tensor in short]
+    for given in (short, [tensor.repeat_interleave(2, -1)[..., ::2] for tensor in short]):
+        y, score = scored_linear(given[0], given[1], given[2])
+        assert (y.dtype, score.dtype) == (dtype, torch.float32 if dtype is torch.bfloat16 else dtype)
+        expected = F.linear(*exact[:3])
+        torch.testing.assert_close(y.double(), expected, **close)
+        torch.testing.assert_close(score.double(), expected.abs().sum(0), **close)
+        for rows in (index, index[:0]):
+            found = row_gradient(given[3], given[0], rows)
+            torch.testing.assert_close(found.double(), (exact[3].t() @ exact[0])[rows], **close)
+
+
+def test_the_dense_part_passes_gradcheck() -> None:
+    """Input and bias; the weight's gradient is not autograd's."""
+    x, weight = random(4, 3, dtype=torch.float64, grad=True), random(6, 3, seed=1, dtype=torch.float64)
+    bias = random(6, seed=2, dtype=torch.float64, grad=True)
+    image, kernel = random(2, 3, 4, 4, dtype=torch.float64, grad=True), random(6, 3, 2, 2, seed=1, dtype=torch.float64)
+    way: Any = {"stride": (1, 1), "padding": (1, 0), "dilation": (1, 1)}
+
+    def linear(x: Tensor, bias: Tensor) -> Tensor:
+        return row_sparse_linear(x, weight, bias, RowSlot(Choice(0.5)))
+
+    def conv(x: Tensor, bias: Tensor) -> Tensor:
+        return row_sparse_conv(x, kernel, bias, RowSlot(Choice(0.5)), **way)
+
+    def operator(x: Tensor, bias: Tensor) -> Tensor:
+        return torch.ops.driftway.row_sparse_linear(x, weight, bias)[0]
+
+    assert torch.autograd.gradcheck(linear, (x, bias))
+    assert torch.autograd.gradcheck(conv, (image, bias))
+    assert torch.autograd.gradcheck(operator, (x, bias))
+
+
+class Net(nn.Module):
+    """A convolution and a linear layer with slots."""
+
+    def __init__(self, choice: Choice) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 10, 3, padding=1), nn.Linear(10, 20)
+        self.slots = [RowSlot(choice), RowSlot(choice)]
+        for slot, layer in zip(self.slots, (self.conv, self.linear)):
+            slot.prepare(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        way: Any = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+        y = row_sparse_conv(x, self.conv.weight, self.conv.bias, self.slots[0], **way).relu().mean((2, 3))
+        return row_sparse_linear(y, self.linear.weight, self.linear.bias, self.slots[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what Dynamo itself does
+@pytest.mark.parametrize("choice", [Choice(0.7), Choice(0.5, "token_l1", "bottom", block_rows=2)])
+def test_a_compiled_network_is_one_graph_with_the_same_rows_and_gradients(choice: Choice) -> None:
+    net, x = Net(choice), random(5, 3, 6, 6, grad=True)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        found = []
+        for forward in (net, compiled):
+            net.zero_grad()
+            x.grad = None
+            forward(x).square().sum().backward()
+            assert net.conv.weight.grad is None
+            assert net.linear.weight.grad is None
+            found.append([x.grad, net.conv.bias.grad, net.linear.bias.grad])
+            for slot in net.slots:
+                found[-1] += compact(slot)
+        for one, other in zip(*found):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_compiled_layer_wants_a_slot_made_ready() -> None:
+    layer = torch.compile(
+        lambda x, weight: row_sparse_linear(x, weight, None, RowSlot(Choice(0.5))), backend="eager", fullgraph=True
+    )
+    with pytest.raises(Exception, match="call slot"):
+        layer(random(2, 3), random(4, 3))
+
+
+def test_operators_keep_their_promises() -> None:
+    x, weight, bias = random(5, 3, grad=True), random(7, 3, seed=1), random(7, seed=2, grad=True)
+    torch.library.opcheck(torch.ops.driftway.row_sparse_linear, (x, weight, bias))
+    torch.library.opcheck(torch.ops.driftway.row_sparse_linear, (x, weight, None))
+    torch.library.opcheck(torch.ops.driftway.row_gradient, (random(5, 7), random(5, 3), torch.tensor([1, 4])))
+
+
+INTERPRETED = """
+import torch
+from driftway.models.kernels import row_sparse_linear_triton as kernels, selection
+from driftway.models.kernels.row_choice import Choice, RowSlot, row_score
+from driftway.models.kernels.row_sparse_linear import row_gradient, row_sparse_conv, row_sparse_linear, scored_linear
+assert selection.triton_works("row_sparse_linear", torch.device("cpu"))
+g, empty = torch.Generator().manual_seed(0), torch.empty
+kernels.torch.empty = lambda *a, **named: empty(*a, **named).fill_(torch.nan)
+for dtype, close in ((torch.bfloat16, 0.03), (torch.float32, 1e-5)):
+    draw = lambda *shape: torch.randn(shape, generator=g).to(dtype)
+    for n, d_in, d_out in ((1, 1, 1), (70, 65, 66), (0, 3, 2), (530, 3, 5)):
+        x, weight, bias, grad = draw(n, d_in), draw(d_in, d_out).t(), draw(d_out), draw(n, 2 * d_out)[:, ::2]
+        for b in (bias, None):
+            y, score = scored_linear(x, weight, b, "triton")
+            expected, size = scored_linear(x.double(), weight.double(), None if b is None else b.double())
+            torch.testing.assert_close(y.double(), expected, rtol=close, atol=4 * close)
+            torch.testing.assert_close(score.double(), size, rtol=close, atol=4 * close)
+        for index in (torch.arange(0, d_out, 2), torch.arange(0)):
+            found = row_gradient(grad, x, index, "triton").double()
+            expected = row_gradient(grad.double(), x.double(), index)
+            torch.testing.assert_close(found, expected, rtol=close, atol=40 * close)
+            assert torch.equal(found, row_gradient(grad, x, index, "triton").double())
+    for shape in ((3, 5, 7), (2, 4, 3, 3), (0, 4, 3), (1, 2, 40, 40)):
+        y = draw(*shape)
+        for given in (y, y.movedim(1, -1).contiguous().movedim(-1, 1)):
+            torch.testing.assert_close(kernels.score(given).double(), row_score(y.double()), rtol=close, atol=close)
+x, weight = torch.randn(2, 5, 6, generator=g), torch.randn(9, 6, generator=g).requires_grad_()
+image, kernel = torch.randn(2, 3, 4, 4, generator=g), torch.randn(9, 3, 2, 2, generator=g).requires_grad_()
+way = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+taken = []
+for path in ("triton", "compact"):
+    slots = RowSlot(Choice(0.7)), RowSlot(Choice(0.7))
+    for y, w in ((row_sparse_linear(x, weight, None, slots[0], path), weight),
+                 (row_sparse_conv(image, kernel, None, slots[1], path=path, **way), kernel)):
+        torch.autograd.grad(y.square().sum(), w, allow_unused=True)
+    taken.append([slot.take() for slot in slots])
+for (rows, one), (same, other) in zip(*taken):
+    assert torch.equal(rows, same)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+print("agrees")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_the_triton_kernels_agree_in_the_interpreter() -> None:
+    """In a process of its own, with outputs full of NaN before; tolerances stated there."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", INTERPRETED], capture_output=True, text=True, timeout=200, check=False,
+        env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=File(__file__).parent,
+    )  # fmt: skip
+    assert done.stdout.strip() == "agrees", done.stderr[-3000:]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_triton_kernels_agree_on_a_gpu_and_can_be_captured(dtype: torch.dtype) -> None:
+    assert triton_works("row_sparse_linear", torch.device("cuda"))
+    x, weight = random(300, 96).to("cuda", dtype), random(200, 96, seed=1).to("cuda", dtype).requires_grad_()
+    slot = RowSlot(Choice(0.7))
+
+    def step() -> tuple[Tensor, Tensor]:
+        y = row_sparse_linear(x, weight, None, slot, "triton")
+        torch.autograd.grad(y.square().sum(), weight, allow_unused=True)
+        return compact(slot)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
