@@ -105,6 +105,8 @@ BINS, EDGE = 4096, 16.0
 """Equal bins of the logit from -16 to 16 (their width is 1/128), in which scores are counted."""
 KEPT = 131_072
 """Rows that are kept as they are."""
+GATHERED = 256
+"""Rows that are entered together, since entering one alone costs as much."""
 MOST_SLOTS = 200
 COLUMNS = ("auc", "slot", "slot_auc", "slot_gauc", "slot_logloss", "slot_calibration")
 
@@ -176,6 +178,8 @@ class ClickScores(Watch):
         self._p, self._user = np.full(KEPT, np.nan), np.full(KEPT, -1, np.int64)
         self._mark = np.full(KEPT, -1, np.int32)  # twice the slot, and one more for a click
         self._kept, self._share = 0, 1.0
+        self._new = np.zeros(GATHERED, np.int64), np.zeros(GATHERED, np.int64), np.zeros(GATHERED)  # ids, y, p
+        self._gathered = 0
         self._reached = 0  # slots that are over
         self._over: dict[str, Any] = dict.fromkeys(COLUMNS[1:])
 
@@ -188,7 +192,24 @@ class ClickScores(Watch):
         """Rows whose labels came. ids, y: int64[B]. scores: float64[B, 2] as they were predicted, or None."""
         if scores is None or scores.shape[1] != 2:
             return
-        p = plain(scores[:, 1], _FLOAT)
+        n = len(ids)
+        if self._gathered + n > GATHERED:
+            self._flush()
+        if n > GATHERED:
+            self._enter(ids, y, plain(scores[:, 1], _FLOAT))
+            return
+        place = slice(self._gathered, self._gathered + n)
+        for room, values in zip(self._new, (ids, y, scores[:, 1])):
+            room[place] = values
+        self._gathered += n
+
+    def _flush(self) -> None:
+        """Enter what was gathered."""
+        n, self._gathered = self._gathered, 0
+        if n:
+            self._enter(*(values[:n] for values in self._new))
+
+    def _enter(self, ids: Array, y: Array, p: Array) -> None:
         known = (y >= 0) & np.isfinite(p)
         if not known.all():
             ids, y, p = ids[known], y[known], p[known]
@@ -242,6 +263,7 @@ class ClickScores(Watch):
     def row(self) -> dict[str, Any]:
         """AUC since the start, from bins; and of the last slot that is over, from 1, its scores by the labels that were
         known when the first record behind it was due."""
+        self._flush()
         if self._reached != (self._over["slot"] or 0):
             scores = self._scores(self._reached - 1)
             self._over = {"slot": self._reached} | {c: scores[c.removeprefix("slot_")] for c in COLUMNS[2:]}
@@ -253,6 +275,7 @@ class ClickScores(Watch):
         clock: seconds (since 1970) or rows, the unit of the slots' bounds. auc_margin: how far off AUC is at most.
         users_share: of the users that gAUC is taken from; None where there are none.
         """
+        self._flush()
         n = len(self._bounds) - 1
         if not self._counts[n].any():
             return {"auc": None, "gauc": None, "clicks": None}
@@ -288,6 +311,7 @@ class ClickScores(Watch):
 
     def state(self) -> dict[str, Any]:
         """Counts, sums and kept rows, by reference."""
+        self._flush()
         kept = slice(0, self._kept)
         return {
             "stretch": self.stretch,
@@ -305,6 +329,7 @@ class ClickScores(Watch):
         """Take over what ``state()`` of an evaluator with as many slots returned."""
         if state["counts"].shape != self._counts.shape:
             raise ValueError(f"a state with {len(state['sums']) - 1} time slots, not {len(self._sums) - 1}")
+        self._gathered = 0
         self._counts, self._sums = np.array(state["counts"]), np.array(state["sums"])
         self._kept, self._share = len(state["p"]), float(state["share"])
         for kept, told in ((self._p, "p"), (self._user, "user"), (self._mark, "mark")):
