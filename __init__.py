@@ -16,7 +16,9 @@ _HOMES = {
         "STREAMS DATASETS ask_to_forget stream open_file from_arrays from_experiences concat incremental corrupt "
         "delay_labels drop_labels keep_asking split_classes take rebatch shuffle_within"
     ),
-    "adapt.loop": "Loop Record",
+    "adapt.loop": "Loop",
+    "adapt.record": "Record",
+    "adapt.request_queue": "RequestQueue",
     "adapt.learner": "Learner Prediction Receipt CannotForget CannotCheckpoint",
     "adapt.learners": "learner=make_learner",
     "adapt.learners.acu": "ACU",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from .loop import Record
+    from .record import Record
 
 BETWEEN_FRAMES = 1 / 8
 """Seconds between two frames of the live bar."""

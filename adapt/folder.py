@@ -18,7 +18,8 @@ from time import perf_counter
 from typing import Any, BinaryIO
 
 from ..streams import InputError
-from .loop import Loop, Record
+from .loop import Loop
+from .record import Record
 
 CONFIG, SUMMARY, RECORDS = "config.toml", "summary.json", "records.csv"
 QUARANTINE, TIMINGS, CHECKPOINT, REPORT = "quarantine.jsonl", "timings.csv", "checkpoint", "report.html"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -29,27 +28,9 @@ from .guard import Guard
 from .learner import CannotForget, Learner, Prediction, Receipt, State, stack
 from .ledger import Ledger
 from .pending import Pending, Waiting
+from .record import FILES, Record
 from .source_watch import SourceWatch
 from .unlearning import Requests
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Something worth writing down: ``kind`` is progress, alarm, boundary, rollback, frozen, warning, forget,
-    quarantine, evaluation, worth (of one answer) or end. An evaluation holds ``update``, ``experience`` and ``right``,
-    right answers of each experience seen.
-
-    A record of kind checkpoint comes just before a checkpoint is saved: whoever writes records to a file brings the
-    file to disk then, and writes nothing about it (when checkpoints fall due depends on the clock, records never do).
-    """
-
-    step: int
-    kind: str
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-FILES = {"quarantine": "quarantine", "evaluation": "continual"}
-"""Kinds of record that are written to a file of their own."""
 
 
 class Loop:
@@ -159,10 +140,13 @@ class Loop:
 
     def forget(self, request: Forget) -> Receipt:
         """Unlearn rows exactly; raises ``CannotForget`` with the reason. Save right after it."""
-        receipt = self.requests.carry_out(self, request, self._pending)
-        note = f"{len(receipt.ids)} rows: {receipt.guarantee}"
-        self._due.append(Record(self.step, "forget", {**self.requests.gap, "note": note}))
-        return receipt
+        return self.forget_together([request])[0]
+
+    def forget_together(self, requests: Sequence[Forget]) -> list[Receipt]:
+        """Several requests for rows as one change, all or none of them; each has its receipt and line of the ledger."""
+        receipts = self.requests.carry_out(self, requests, self._pending)
+        self._due += [Record(self.step, "forget", self.requests.told(receipt)) for receipt in receipts]
+        return receipts
 
     def records(self) -> list[Record]:
         """The records since the last call (a bounded number is kept). ``steps`` hands them out by itself."""

@@ -47,7 +47,8 @@ from .guard import Guard
 from .learner import CannotCheckpoint, Learner, Receipt
 from .learners import make_learner
 from .ledger import Ledger
-from .loop import Loop, Record
+from .loop import Loop
+from .record import Record
 from .source_watch import SourceWatch
 from .state import digest, state_bytes
 from .unlearning import LEDGER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,14 @@ class Requests:
         self.open = False
         self.last: Entry | None = None
 
-    def carry_out(self, loop: Loop, request: Forget, rows: Pending) -> Receipt:
-        """Forget, all that the request names or nothing; ``CannotForget`` with the reason.
+    def carry_out(self, loop: Loop, requests: Sequence[Forget], rows: Pending) -> list[Receipt]:
+        """Forget, all that the requests name or nothing; ``CannotForget`` with the reason.
 
-        rows: those of the loop that wait for their label; they are dropped if named. So are the guard's snapshots: what
-        it could roll back to would bring the data back.
+        Several are carried out as one change of the model, and each has its own receipt and line in the ledger, in
+        order. rows: those of the loop that wait for their label; they are dropped if named. So are the guard's
+        snapshots: what it could roll back to would bring the data back.
         """
-        receipt, waiting = self._by_learner(loop.learner, request, rows)
+        whole, waiting = self._by_learner(loop.learner, _merged(requests), rows)
         rows.drop(waiting)
         if loop.guard is not None:
             loop.guard.forget_snapshots()
@@ -52,16 +54,22 @@ class Requests:
         purged = [] if loop.checkpoint is None else loop.checkpoint.names()
         if purged or len(waiting):
             found = {"purged": purged, "waiting_rows_dropped": waiting.tolist()}
-            receipt = replace(receipt, certificate={**receipt.certificate, **found})
+            whole = replace(whole, certificate={**whole.certificate, **found})
+        receipts = [whole] if len(requests) == 1 else [_share(whole, requests, k) for k in range(len(requests))]
         if self.ledger is not None:
-            facts = {"step": loop.step, "time": float(request.time), "reason": request.reason, "written": _now()}
-            self.last = self.ledger.enter(receipt, facts)
+            for request, receipt in zip(requests, receipts):
+                facts = {"step": loop.step, "time": float(request.time), "reason": request.reason, "written": _now()}
+                self.last = self.ledger.enter(receipt, facts)
         if self.anew is not None:
-            self.gap = self.anew.forgot(loop.learner, receipt.ids)
+            self.gap = self.anew.forgot(loop.learner, whole.ids)
         self.open = True
         if loop.checkpoint is None:
             self.settle(None)
-        return receipt
+        return receipts
+
+    def told(self, receipt: Receipt) -> dict[str, Any]:
+        """What a record says of a request that was just carried out."""
+        return {**self.gap, "note": f"{len(receipt.ids)} rows: {receipt.guarantee}"}
 
     def learnt(self, batch: Batch, *, row_by_row: bool = False) -> None:
         """Note what the learner was just taught, where anyone wants to know."""
@@ -76,6 +84,8 @@ class Requests:
                 raise CannotForget(f"a request for a {request.kind} names one, not {len(ids)}")
             return learner.forget_whole(request.kind, int(ids[0])), ids[:0]
         waiting = ids[[row in rows for row in ids.tolist()]] if len(ids) else ids
+        if len(np.unique(waiting)) < len(waiting):
+            raise CannotForget("a row that waits for its label is named twice in the request")
         receipt = learner.forget(ids[~np.isin(ids, waiting)])
         return replace(receipt, ids=(*receipt.ids, *waiting.tolist())), waiting
 
@@ -119,6 +129,27 @@ class Requests:
             self.ledger.load(state["ledger"])
         if self.anew is not None and state["anew"] is not None:
             self.anew.load(state["anew"])
+
+
+def _merged(requests: Sequence[Forget]) -> Forget:
+    """One request for all that several name; ``CannotForget`` where one of several is for a class or group."""
+    if len(requests) == 1:
+        return requests[0]
+    if any(request.kind != "ids" for request in requests):
+        raise CannotForget("requests for a class or group are carried out alone")
+    return replace(requests[0], ids=np.concatenate([np.asarray(request.ids, np.int64) for request in requests]))
+
+
+def _share(whole: Receipt, requests: Sequence[Forget], k: int) -> Receipt:
+    """The receipt of one of several requests that were carried out as one change."""
+    ids = tuple(np.asarray(requests[k].ids).tolist())
+    found = dict(whole.certificate)
+    digests = {str(row): found["digests"][str(row)] for row in ids if str(row) in found.get("digests", {})}
+    found |= {"digests": digests, "rows": sum(map(len, digests.values()))}
+    if "waiting_rows_dropped" in found:
+        found["waiting_rows_dropped"] = [row for row in found["waiting_rows_dropped"] if row in ids]
+    found["together"] = {"request": k + 1, "of": len(requests), "rows": whole.certificate.get("rows")}
+    return replace(whole, ids=ids, certificate=found)
 
 
 def read_ids(text: str) -> Array:

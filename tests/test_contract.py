@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from driftway.adapt.learner import stack
 from driftway.adapt.learners import LEARNERS, learner_class
-from driftway.adapt.loop import Loop, Record
+from driftway.adapt.loop import Loop
+from driftway.adapt.record import Record
 from driftway.adapt.state import all_finite, copy_state, digest, join, split
 from numpy.testing import assert_allclose, assert_array_equal
 

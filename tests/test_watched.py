@@ -11,7 +11,8 @@ import driftway as dw
 import numpy as np
 import pytest
 from driftway.adapt.learners import LEARNERS
-from driftway.adapt.loop import Loop, Record
+from driftway.adapt.loop import Loop
+from driftway.adapt.record import Record
 from driftway.adapt.state import digest
 from driftway.evaluation.continual import Continual
 from driftway.streams import Experience, Source

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from driftway.adapt import console
 from driftway.adapt.console import LiveBar, print_comparison, print_summary
-from driftway.adapt.loop import Record
+from driftway.adapt.record import Record
 from driftway.adapt.terminal_plot import draw
 
 

@@ -10,7 +10,8 @@ import driftway as dw
 import numpy as np
 import pytest
 from driftway.adapt.folder import RecordWriter, plain, to_json, write_whole
-from driftway.adapt.loop import Loop, Record
+from driftway.adapt.loop import Loop
+from driftway.adapt.record import Record
 from driftway.streams import InputError
 
 SPEC = dw.StreamSpec("s", (dw.Column("a"),), classes=("n", "y"))

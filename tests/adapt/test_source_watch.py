@@ -8,7 +8,8 @@ from typing import Any
 import driftway as dw
 import numpy as np
 import pytest
-from driftway.adapt.loop import Loop, Record
+from driftway.adapt.loop import Loop
+from driftway.adapt.record import Record
 from driftway.adapt.source_watch import SourceWatch
 from driftway.adapt.state import digest, join, split
 from driftway.evaluation.label_free import estimated_gain
