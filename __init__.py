@@ -32,6 +32,7 @@ _HOMES = {
     "models.networks": "Network",
     "models.cluster_entropy": "ClusterEntropy",
     "models.cluster_training": "ClusterEntropyTTT",
+    "adapt.edge.export": "export",
     "adapt.guard": "Guard Rollback",
     "adapt.ledger": "Ledger",
     "adapt.checkpoint": "Checkpointer",

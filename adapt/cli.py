@@ -103,6 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--group", metavar="N", help="all rows between two boundaries, counted from 0")
     forget.add_argument("--reason", default="", metavar="WORDS", help="noted in the ledger")
     forget.add_argument("--json", action="store_true", help="the ledger's line as JSON, and nothing else on stdout")
+    export = command("export", _export, "write a run's learner as an edge bundle: ONNX graphs that go on adapting")
+    export.add_argument("folder", type=Path, metavar="DIR")
+    export.add_argument("--to", type=Path, required=True, metavar="BUNDLE", help="a new folder")
     report = command("report", _report, "rebuild report.html from the records of a run or comparison")
     report.add_argument("folder", type=Path, metavar="DIR")
     bench = command("bench", _bench, "measure against named peers")
@@ -371,6 +374,13 @@ def _forget(options: argparse.Namespace) -> int:
         sys.stdout.write(to_json(entry))
     else:
         print(*receipt_lines(receipt, entry, options.folder), sep="\n")
+    return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .edge.export import export_run
+
+    print(export_run(options.folder, options.to))
     return DONE
 
 

@@ -102,6 +102,17 @@ def units_of(net: nn.Module) -> tuple[Unit, ...] | None:
         return None
 
 
+def missing_unit(net: nn.Module) -> str:
+    """What in ``net`` no unit is for, and where, in a few words; nothing where every part has one."""
+    try:
+        _Reader(net).read(_Tracer().trace(net))
+    except Unknown as fault:
+        return str(fault)
+    except Exception as fault:
+        return f"its graph cannot be read ({' '.join(str(fault).split())})"
+    return ""
+
+
 class _Tracer(fx.Tracer):
     """Looks into modules, but not into those that a unit is for."""
 
@@ -128,7 +139,11 @@ class _Reader:
                     raise Unknown("a second input")
                 self.values[node] = 0
             else:
-                self.values[node] = self._value(node)
+                try:
+                    self.values[node] = self._value(node)
+                except Unknown as fault:
+                    where = node.target if node.op == "call_module" else node.name
+                    raise Unknown(f"{fault} at {where}") from None
         return self._renumbered(answer)
 
     def _value(self, node: fx.Node) -> int:

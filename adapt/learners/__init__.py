@@ -158,6 +158,7 @@ LEARNERS: dict[str, Entry] = {
     "dcnv2": _clicks("dcnv2", "clicks: crosses of columns, layer by layer, beside a network", _DCN),
     "din": _clicks("din", "clicks: a network that looks back at the items of the user's last clicks", _DIN),
     "reloop2": Entry("reloop2:ReLoop2", "a memory of the errors of a learner corrects it", _RELOOP, "learner"),
+    "edge": Entry("edge:Edge", "an exported bundle, as it runs on a device: driftway export makes one", "", "bundle"),
     "platt": Entry("platt:Platt", "a learner's answers scaled and shifted on line: the control", _PLATT, "learner"),
     "frozen": Entry("frozen:Frozen", "a learner that stands still after its first rows: the control", "", "learner"),
 }

@@ -13,11 +13,13 @@ With dy the gradient of y, d = dy where y > 0 (all of dy without ReLU) is that o
 
 ``path``: "torch" is the contract, any device, type and layout; "compiled" (float32 on the CPU, channels last in memory)
 does each way in two passes over memory where the contract takes up to five; "formula" is what stands above, in plain
-tensor operations, for compilers and exporters to fuse; None chooses. NaN stays NaN in all.
+tensor operations, for compilers to fuse; "graph" is for exporters, one graph for every number of rows: there ``keep``
+and ``through`` may be tensors; None chooses. NaN stays NaN in all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from ..compiled import compiled
 
-Path = Literal["torch", "compiled", "formula"]
+Path = Literal["torch", "compiled", "formula", "graph"]
 WIDE = 512
 """Rows are put together up to so many numbers, so that a loop over channels is a long one."""
 CHUNK = 64
@@ -39,21 +41,29 @@ CHUNK = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Statistics:
-    """mean, var: float[C], the stored ones; keep: their weight, 0 to 1."""
+    """mean, var: float[C], the stored ones; keep: their weight, 0 to 1, for the path "graph" also a tensor float[].
+
+    through, for that path alone: how much of the gradient through the statistics counts, 1 or 0; None: none, ever.
+    """
 
     mean: Tensor
     var: Tensor
-    keep: float
+    keep: float | Tensor
     eps: float
+    through: Tensor | None = None
 
 
 class Saved(NamedTuple):
-    """What the gradient needs: h, y (None without ReLU), and float[C] mean and r."""
+    """What the gradient needs: h, y (None without ReLU), and float[C] mean and r; for the path "graph" also h less the
+    rows' own mean, that mean, and ``through``."""
 
     h: Tensor
     y: Tensor | None
     mean: Tensor
     inverse: Tensor
+    centred: Tensor | None = None
+    middle: Tensor | None = None
+    through: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +89,7 @@ def joined_norm(
     """y, laid out like h, and what ``joined_norm_back`` needs. Nothing is differentiated by autograd."""
     path = path or _fastest(h)
     if path != "torch":
-        return (_compiled if path == "compiled" else _formula)(h, gamma, beta, statistics, join, relu)
+        return _FORWARD[path](h, gamma, beta, statistics, join, relu)
     s, mean, var = statistics, statistics.mean, statistics.var
     if s.keep == 0:
         y, mean, inverse = torch.native_batch_norm(h, gamma, beta, None, None, True, 0.0, s.eps)
@@ -99,7 +109,7 @@ def joined_norm_back(
     dy: Tensor,
     saved: Saved,
     gamma: Tensor,
-    keep: float,
+    keep: float | Tensor,
     *,
     onward: bool = True,
     path: Path | None = None,
@@ -107,7 +117,7 @@ def joined_norm_back(
     """The gradients; onward: that of h too. keep: as in the forward pass."""
     path = path or _fastest(saved.h)
     if path != "torch":
-        return (_compiled_back if path == "compiled" else _formula_back)(dy, saved, gamma, keep, onward)
+        return _BACKWARD[path](dy, saved, gamma, keep, onward)
     d = dy if saved.y is None else torch.ops.aten.threshold_backward(dy, saved.y, 0.0)
     measured = keep == 0
     given = (saved.mean, saved.inverse.pow(-2))
@@ -148,7 +158,7 @@ def _formula(
 
 
 def _formula_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float, onward: bool) -> Slopes:
-    h, y, mean, r = saved
+    h, y, mean, r = saved[:4]
     over, n = [0, *range(2, h.dim())], h.numel() / h.shape[1]
     d = dy if y is None else torch.where(y <= 0, 0.0, dy)
     dbeta = d.sum(over)
@@ -159,6 +169,44 @@ def _formula_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float, onward: 
         if keep == 0:
             slope = -gamma * r * r * dgamma / n
             dh = dh + h * _wide(slope, h) - _wide(gamma * r * dbeta / n + slope * mean, h)
+    return Slopes(dh, dgamma, dbeta, d)
+
+
+def _graph(
+    h: Tensor, gamma: Tensor, beta: Tensor, s: Statistics, join: Tensor | None, relu: bool
+) -> tuple[Tensor, Saved]:
+    """One node of the graph does all between the statistics and the sum."""
+    mean, var = s.mean, s.var
+    centred = middle = None
+    if isinstance(s.keep, Tensor) or s.keep < 1:
+        over = [0, *range(2, h.dim())]
+        middle = h.mean(over)
+        centred = h - _wide(middle, h)
+        var, mean = (centred * centred).mean(over), middle
+        if isinstance(s.keep, Tensor) or s.keep > 0:
+            mean, var = mean + s.keep * (s.mean - mean), var + s.keep * (s.var - var)
+    y = torch.nn.functional.batch_norm(h, mean, var, gamma, beta, False, 0.0, s.eps)
+    y = y if join is None else y + join
+    y = torch.relu(y) if relu else y
+    return y, Saved(h, y if relu else None, mean, torch.rsqrt(var + s.eps), centred, middle, s.through)
+
+
+def _graph_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float | Tensor, onward: bool) -> Slopes:  # noqa: ARG001
+    h, y, mean, r, centred, middle, through = saved
+    over, n = [0, *range(2, h.dim())], h.numel() // h.shape[1]
+    d = dy if y is None else torch.where(y > 0, dy, 0.0)
+    dbeta = d.sum(over)
+    if centred is None or middle is None:
+        dgamma = r * (d * (h - _wide(mean, h))).sum(over)
+    else:
+        dgamma = r * ((d * centred).sum(over) + (middle - mean) * dbeta)
+    dh = None
+    if onward:
+        scale = gamma * r
+        dh = d * _wide(scale, h)
+        if through is not None and centred is not None:
+            part = scale * (through / -n)
+            dh = dh + (centred * _wide(part * r * dgamma, h) + _wide(part * dbeta, h))
     return Slopes(dh, dgamma, dbeta, d)
 
 
@@ -372,3 +420,15 @@ def _onward(
         else:
             for c in range(wide):
                 b[c] = scale[c] * g[c]
+
+
+_FORWARD: dict[str, Callable[..., tuple[Tensor, Saved]]] = {
+    "compiled": _compiled,
+    "formula": _formula,
+    "graph": _graph,
+}
+_BACKWARD: dict[str, Callable[..., Slopes]] = {
+    "compiled": _compiled_back,
+    "formula": _formula_back,
+    "graph": _graph_back,
+}

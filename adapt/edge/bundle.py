@@ -1,0 +1,93 @@
+"""What a bundle says of itself: ``bundle.json``, and the files beside it.
+
+    format, driftway      version of this layout, and of the package that wrote it
+    learner, settings     what was exported, for a person
+    made                  versions of PyTorch and ONNX, opset
+    stream                name, columns ({name, categories, open, missing}), classes (names in code order, or null)
+    rows                  dtype of the rows as the graphs take them (float32 or float64)
+    verbs                 name -> {file, rows, reads, writes, answers}: rows lists the inputs with an axis of rows;
+                          reads and writes name state, input ``old.NAME`` and output ``new.NAME`` of the graph; answers
+                          maps the other outputs to {dtype, shape} with null for the axis of rows
+    state                 name -> {dtype, shape}; the values at export are in state.safetensors
+    guard                 histogram (share of each class among the source's answers, or null), window, looks, apart,
+                          share (of the source's effective number of classes, below which answers have collapsed), keep
+    files                 name -> {sha256, bytes} of every other file
+    sha256                of this file without this line, keys sorted
+
+Nothing in it depends on the clock or the machine: the same learner makes the same bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...streams import Array, StreamSpec
+from .steps import Steps
+
+FORMAT = 1
+MANIFEST, STATE, RUNNER = "bundle.json", "state.safetensors", "run.py"
+GUARD = {"window": 256, "looks": 3, "apart": 32, "share": 0.5, "keep": 3}
+
+
+def described(
+    steps: Steps, spec: StreamSpec, learner: Mapping[str, Any], answers: Mapping[str, Any], histogram: Array | None
+) -> dict[str, Any]:
+    """bundle.json without its files. learner: its name and settings. answers: per verb, as ``answers`` above."""
+    import onnx
+    import torch
+
+    from ... import __version__
+    from .tracing import OPSET
+
+    columns = [{"name": c.name, "categories": c.categories, "open": c.open, "missing": c.missing} for c in spec.columns]
+    verbs = {
+        name: {
+            "file": f"{name}.onnx",
+            "rows": list(verb.rows(1, 0)),
+            "reads": list(verb.reads),
+            "writes": list(verb.writes),
+            "answers": answers[name],
+        }
+        for name, verb in steps.verbs.items()
+    }
+    example = steps.verbs["predict"].rows(1, 0)["x"]
+    shares = None if histogram is None else [float(v) for v in histogram]
+    return {
+        "format": FORMAT,
+        "driftway": __version__,
+        **learner,
+        "made": {"torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET},
+        "stream": {"name": spec.name, "columns": columns, "classes": spec.classes},
+        "rows": str(example.dtype).removeprefix("torch."),
+        "verbs": verbs,
+        "state": {n: {"dtype": _dtype(t), "shape": list(t.shape)} for n, t in steps.state.items()},
+        "facts": dict(steps.facts),
+        "guard": {"histogram": shares, **GUARD},
+    }
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def sealed(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    """bundle.json as it is written: the files' digests and its own added."""
+    whole = {
+        **manifest,
+        "files": {n: {"sha256": hashlib.sha256(b).hexdigest(), "bytes": len(b)} for n, b in files.items()},
+    }
+    whole = json.loads(json.dumps(whole, allow_nan=False))
+    whole["sha256"] = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(whole, indent=1) + "\n").encode()
+
+
+def histogram_of(scores: Array) -> Array:
+    """The share of each class among answers, float64[C], from scores float[n, C]."""
+    counts = np.bincount(scores.argmax(1), minlength=scores.shape[1])
+    shares: Array = counts / counts.sum()
+    return shares

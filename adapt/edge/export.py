@@ -1,0 +1,114 @@
+"""``dw.export``: a learner as an edge bundle, whole or not at all.
+
+Every graph is written down, checked, and compared with PyTorch on rows that were not used for tracing; all files are
+written to a folder beside the place and brought to the disk, and only then is that renamed. What cannot be exported is
+told before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...streams import Array, Batch, InputError, StreamSpec
+from ..learner import Learner
+from .bundle import MANIFEST, RUNNER, STATE, described, histogram_of, sealed
+
+ASKED = 2000
+"""Clean rows, at most, from which the source's histogram of answers is taken."""
+
+
+def export(learner: Learner, spec: StreamSpec, path: str | Path, *, name: str = "") -> Path:
+    """Write the learner, as it is now, to the folder ``path`` as an edge bundle; returns the path.
+
+    spec: of the rows that it will meet. name: of the learner, where it has one in the table. Raises ``InputError``, in
+    one line, where the folder has something in it, the extra ``export`` is missing, or the learner or a layer of its
+    model has no form as a graph; then nothing is written.
+    """
+    from .steps import steps_of
+    from .tracing import compare, traced
+
+    place = Path(path)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise InputError(f"--to {place}: there is something already; name a new folder")
+    steps = steps_of(learner)
+    files: dict[str, bytes] = {}
+    answers: dict[str, Any] = {}
+    for verb, what in steps.verbs.items():
+        model = traced(verb, what, steps.state)
+        files[f"{verb}.onnx"] = model.SerializeToString(deterministic=True)
+        compare(verb, what, files[f"{verb}.onnx"], steps.state)
+        answers[verb] = {n: _shape(model, n) for n in what.answers}
+    from safetensors.torch import save
+
+    files[STATE] = save({n: t.contiguous() for n, t in steps.state.items()})
+    files[RUNNER] = (Path(__file__).parent / "runner.py").read_bytes()
+    said = {"learner": name or type(learner).__name__, "settings": _settings(learner)}
+    manifest = described(steps, spec, said, answers, _histogram(learner, spec))
+    _write(place, {**files, MANIFEST: sealed(manifest, files)})
+    return place
+
+
+def export_run(folder: Path, to: Path) -> Path:
+    """The learner of a finished or paused run, as its newest checkpoint has it, as a bundle."""
+    from ..config import resolve
+    from ..folder import CONFIG
+    from ..runs import Run
+
+    if not (folder / CONFIG).exists():
+        raise InputError(f"{folder}: holds no run")
+    run = Run(resolve({}, config=folder / CONFIG), folder, resume=True)
+    try:
+        return export(run.learner, run.stream.spec, to, name=run.config.learner)
+    finally:
+        run.close()
+
+
+def _shape(model: Any, name: str) -> dict[str, Any]:
+    """dtype and shape of an output, null for an axis of any length."""
+    import onnx
+
+    (found,) = [o.type.tensor_type for o in model.graph.output if o.name == name]
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in found.shape.dim]
+    return {"dtype": np.dtype(onnx.helper.tensor_dtype_to_np_dtype(found.elem_type)).name, "shape": sizes}
+
+
+def _settings(learner: Learner) -> dict[str, Any]:
+    params = learner.params
+    return asdict(params) if is_dataclass(params) and not isinstance(params, type) else {}
+
+
+def _histogram(learner: Learner, spec: StreamSpec) -> Array | None:
+    """Of the source's answers to clean rows; None where the stream has none or the learner no source."""
+    if spec.source is None:
+        return None
+    x = np.asarray(spec.source.test()[0][:ASKED], np.float64)
+    if not len(x):
+        return None
+    scores = learner.source_scores(Batch(np.arange(len(x)), x, 0.0))
+    return None if scores is None else histogram_of(scores)
+
+
+def _write(place: Path, files: Mapping[str, bytes]) -> None:
+    """All files, or none: under another name beside the place first."""
+    draft = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        draft.mkdir(parents=True)
+        for name, body in files.items():
+            with (draft / name).open("wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+        if place.exists():
+            place.rmdir()
+        draft.rename(place)
+    except OSError as fault:
+        raise InputError(f"--to {place}: {fault.strerror or fault}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,470 @@
+"""Runs an edge bundle: answers rows and goes on adapting, with NumPy and ONNX Runtime and nothing else.
+
+    python run.py --input stream.csv --output predictions.csv     rows of a file (.csv, .npz), answers to a file
+    python run.py --input -                                       JSON lines on stdin, answers as lines on stdout
+
+{"id": 7, "x": [...]} is answered by {"id": 7, "answer": ..., "score": ...}; {"id": 7, "y": ...} is the late label of a
+row; {"forget": [7]} takes learnt rows out; {"save": true} writes the state, as the end of the input does. In a program:
+``runner = Runner(folder, state="adapted.safetensors")``, ``runner.adapt(x)``, ``runner.save("adapted.safetensors")``.
+
+The state lies in arrays that are made once: a step reads one set of them, writes the other, and nothing is copied. What
+it wrote counts only if all is finite; where the answers of a window fall into far fewer classes than the source's did,
+the last good state comes back. A saved state is written whole or not at all, and checked when it is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+FORMAT = 1
+SIZES = 16
+"""Bindings that are kept ready: two for every number of rows."""
+PENDING = 10_000
+"""Rows that may wait for their label."""
+KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
+
+
+class BundleError(Exception):
+    """What cannot work, in one line for a person."""
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and notes of a safetensors file, which must have the digest that its notes say, if they say any."""
+    try:
+        body = path.read_bytes()
+        data = 8 + int.from_bytes(body[:8], "little")
+        header = json.loads(body[8:data])
+        notes = header.pop("__metadata__", {})
+        if notes.pop("sha256", None) not in (None, hashlib.sha256(body[data:]).hexdigest()):
+            raise BundleError(f"{path} was altered: its sha256 differs")
+        arrays = {}
+        for name, about in header.items():
+            start, stop = about["data_offsets"]
+            flat = np.frombuffer(body[data + start : data + stop], KINDS[about["dtype"]])
+            arrays[name] = flat.reshape(about["shape"]).copy()
+        return arrays, {k: json.loads(v) for k, v in notes.items()}
+    except (ValueError, KeyError, TypeError) as fault:
+        raise BundleError(f"{path}: not a safetensors file ({fault})") from None
+
+
+def write_tensors(path: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Written beside its place, brought to the disk, then renamed: a reader finds the old file or the new one."""
+    names = {np.dtype(v).str: k for k, v in KINDS.items()}
+    header: dict[str, Any] = {}
+    body = b""
+    for name, array in arrays.items():
+        place = [len(body), len(body) + array.nbytes]
+        header[name] = {"dtype": names[array.dtype.str], "shape": list(array.shape), "data_offsets": place}
+        body += array.tobytes()
+    header["__metadata__"] = {k: json.dumps(v) for k, v in notes.items()}
+    header["__metadata__"]["sha256"] = hashlib.sha256(body).hexdigest()
+    text = json.dumps(header).encode()
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + body)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    if hasattr(os, "O_DIRECTORY"):  # so that the renaming is on the disk too
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """bundle.json, if it and every file beside it are as they were written."""
+    try:
+        about: dict[str, Any] = json.loads((folder / "bundle.json").read_bytes())
+        seal = about.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise BundleError(f"{folder}: holds no edge bundle") from None
+    if seal != hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest():
+        raise BundleError(f"{folder / 'bundle.json'} was altered")
+    if about["format"] != FORMAT:
+        raise BundleError(f"{folder}: a bundle of format {about['format']}, this runner reads {FORMAT}")
+    for name, promise in about["files"].items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != promise["sha256"]:
+            raise BundleError(f"{folder / name} was altered: its sha256 differs")
+    return {**about, "sha256": seal}
+
+
+# --- graphs and guard -------------------------------------------------------------------------------------------
+
+
+class Graph:
+    """One verb of a bundle. sets: the two sets of state arrays."""
+
+    def __init__(self, file: Path, about: Mapping[str, Any], sets: Sequence[Mapping[str, Any]], threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = ort.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
+        self.about, self.sets = about, sets
+        self.touched = list(dict.fromkeys([*about["reads"], *about["writes"]]))
+        self.bound: dict[tuple[int, ...], tuple[Any, dict[str, Any], dict[str, Any]]] = {}
+
+    def run(self, rows: Mapping[str, Any], side: Mapping[str, int]) -> dict[str, Any]:
+        """The answers, valid until the next run; what the verb writes lies in the other set then."""
+        key = (len(rows["x"]), *[side[name] for name in self.touched])
+        if key not in self.bound:
+            while len(self.bound) >= SIZES:
+                self.bound.pop(next(iter(self.bound)))
+            self.bound[key] = self._bind(rows, side)
+        binding, given, answers = self.bound[key]
+        for name, array in rows.items():
+            given[name][...] = array
+        self.session.run_with_iobinding(binding)
+        return answers
+
+    def _bind(self, rows: Mapping[str, Any], side: Mapping[str, int]) -> Any:
+        given, answers = {name: np.zeros_like(array) for name, array in rows.items()}, {}
+        for name, about in self.about["answers"].items():
+            answers[name] = np.zeros([len(rows["x"]) if s is None else s for s in about["shape"]], about["dtype"])
+        inputs = {**given, **{f"old.{name}": self.sets[side[name]][name] for name in self.about["reads"]}}
+        outputs = {**answers, **{f"new.{name}": self.sets[1 - side[name]][name] for name in self.about["writes"]}}
+        binding = self.session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        return binding, given, answers
+
+
+class Guard:
+    """Looks at the last answers: whether they have collapsed into far fewer classes than the source's."""
+
+    def __init__(self, limits: Mapping[str, Any]) -> None:
+        self.limits, self.usual = limits, limits["histogram"] and _effective(limits["histogram"])
+        self.answers: deque[int] = deque(maxlen=limits["window"])
+        self.unseen = self.strikes = 0
+
+    def look(self, answers: Sequence[int]) -> str:
+        """collapsed: after several signs in a row; good: after a whole window without one; else nothing."""
+        self.answers.extend(answers)
+        self.unseen += len(answers)
+        if not self.usual or self.unseen < self.limits["apart"] or len(self.answers) < self.limits["window"] // 4:
+            return ""
+        sign = _effective(np.bincount(self.answers)) < self.limits["share"] * self.usual
+        self.unseen, self.strikes = 0, self.strikes + 1 if sign else 0
+        whole = not sign and len(self.answers) == self.limits["window"]
+        said = "collapsed" if self.strikes >= self.limits["looks"] else "good" if whole else ""
+        if said:  # a window of its own for what comes now
+            self.answers.clear()
+            self.strikes = 0
+        return said
+
+
+def _effective(counts: Any) -> float:
+    """How many classes there are, as it were: exp of the entropy."""
+    p = np.array([c for c in counts if c]) / sum(counts)
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def _finite(array: Any) -> bool:
+    """Whether all is; numbers whose squares do not fit count as infinite."""
+    flat = array.reshape(-1)
+    return array.dtype.kind != "f" or math.isfinite(flat.dot(flat))
+
+
+# --- the runner -------------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """A bundle at work. state: a saved state to go on from, if there is such a file. threads: of ONNX Runtime."""
+
+    def __init__(self, folder: str | Path, *, state: str | Path | None = None, threads: int = 1) -> None:
+        self.folder, self.threads = Path(folder), threads
+        self.about = read_bundle(self.folder)
+        self.verbs, columns, self.dtype = self.about["verbs"], self.about["stream"]["columns"], self.about["rows"]
+        self.width, self.classes = len(columns), self.verbs["predict"]["answers"]["scores"]["shape"][1]
+        self.gaps = np.array([c["missing"] for c in columns]) & (self.dtype == "float64")
+        self.first, _ = read_tensors(self.folder / "state.safetensors")
+        self.sets = [{k: v.copy() for k, v in self.first.items()} for _ in range(2)]
+        self.side = dict.fromkeys(self.first, 0)
+        self.graphs: dict[str, Graph] = {}
+        self.guard = Guard(self.about["guard"])
+        self.good: deque[dict[str, Any]] = deque(maxlen=self.about["guard"]["keep"])
+        self.held: dict[int, tuple[Any, int]] = {}
+        """By id: rows that wait for their label (class code -1), and learnt ones where they can be forgotten."""
+        self.counts = dict.fromkeys(("rows", "refused", "steps", "resets", "learnt", "forgotten", "rollbacks"), 0)
+        self.cursor: dict[str, Any] = {}
+        self._ahead: dict[str, Any] | None = None
+        if state is not None and Path(state).exists():
+            arrays, notes = read_tensors(Path(state))
+            if notes.get("bundle") != self.about["sha256"]:
+                raise BundleError(f"{state} is the state of another bundle; delete it to begin anew")
+            self.take(arrays, notes)
+
+    def state(self) -> dict[str, Any]:
+        """What moves, as it is now, by reference."""
+        return {k: self.sets[s][k] for k, s in self.side.items()}
+
+    def predict(self, x: Any) -> Any:
+        """Scores float[n, C] of rows [n, d]; NaN for a row that cannot be one. Changes nothing."""
+        return self._scores("predict", self.rows(x))
+
+    def adapt(self, x: Any) -> Any:
+        """The scores before the step, and the step."""
+        scores = self.ahead(x)
+        self.commit()
+        return scores
+
+    def ahead(self, x: Any) -> Any:
+        """The scores, and a step that does not count until ``commit``."""
+        return self._scores("adapt" if "adapt" in self.verbs else "predict", self.rows(x))
+
+    def commit(self) -> None:
+        """Let the step of ``ahead`` count, unless it broke something; look after the answers."""
+        answers, self._ahead = self._ahead, None
+        if answers is None or "adapt" not in self.verbs:
+            return
+        took, _, reset, _ = answers["outcome"].tolist()
+        self.counts["steps"] += int(took)
+        self.counts["resets"] += int(reset)
+        said = self.guard.look(answers["scores"].argmax(1).tolist()) if self._take("adapt") else "broken"
+        if said == "good":
+            self.good.append({k: v.copy() for k, v in self.state().items()})
+        elif said:
+            self.counts["rollbacks"] += 1
+        if said == "collapsed":
+            for name, value in (self.good.pop() if self.good else self.first).items():
+                self.sets[self.side[name]][name][...] = value
+
+    def _take(self, verb: str) -> bool:
+        """Turn to what the verb wrote, if all of it is finite; else stay with what there was."""
+        written, side = self.verbs[verb]["writes"], self.side
+        for name in written:
+            if not _finite(self.sets[1 - side[name]][name]):
+                return False
+        for name in written:
+            side[name] = 1 - side[name]
+        return True
+
+    def rows(self, x: Any) -> Any:
+        """[n, d] in the bundle's type; ``BundleError`` for what are no rows of its stream."""
+        try:
+            rows = np.asarray(x, self.dtype)
+        except (TypeError, ValueError):
+            raise BundleError("rows must be numbers") from None
+        rows = rows if rows.ndim == 2 else rows[None] if rows.ndim == 1 else rows.reshape(len(rows), -1)
+        if rows.shape[1] != self.width and len(rows):
+            raise BundleError(f"a row has {rows.shape[1]} numbers, this bundle takes {self.width}")
+        return rows
+
+    def _scores(self, verb: str, x: Any) -> Any:
+        if len(x) and _finite(x):
+            self._ahead = self._run(verb, {"x": x})
+            return self._ahead["scores"].copy()
+        self._ahead, scores = None, np.full((len(x), self.classes), np.nan, np.float32)
+        sound = np.array([bool((np.isfinite(row) | (np.isnan(row) & self.gaps)).all()) for row in x], bool)
+        if sound.any():
+            self._ahead = self._run(verb, {"x": x[sound]})
+            scores[sound] = self._ahead["scores"]
+        return scores
+
+    def _run(self, verb: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+        if verb not in self.graphs:
+            if verb not in self.verbs:
+                raise BundleError(f"this bundle cannot {verb}; it can {', '.join(self.verbs)}")
+            about = self.verbs[verb]
+            self.graphs[verb] = Graph(self.folder / about["file"], about, self.sets, self.threads)
+        return self.graphs[verb].run(rows, self.side)
+
+    def step(self, ids: Sequence[int], x: Any) -> Any:
+        """``adapt`` on rows with ids, which are remembered until their labels come if labels teach this bundle."""
+        x = self.rows(x)
+        scores = self.adapt(x)
+        sound = np.isfinite(scores[:, 0])
+        self.counts["rows"] += len(x)
+        self.counts["refused"] += int((~sound).sum())
+        if "learn" in self.verbs:
+            self.held.update((int(i), (row.copy(), -1)) for i, row, fit in zip(ids, x, sound) if fit)
+            waiting = [i for i, (_, c) in self.held.items() if c < 0] if len(self.held) > PENDING else []
+            for i in waiting[: max(0, len(waiting) - PENDING)]:
+                del self.held[i]
+        return scores
+
+    def label(self, ids: Sequence[int], y: Sequence[int]) -> int:
+        """Learn from late labels, class codes by row id; returns how many of the rows were still known."""
+        known = {int(i): int(c) for i, c in zip(ids, y) if self.held.get(int(i), (0, 0))[1] == -1}
+        if known:
+            self.learn(np.stack([self.held[i][0] for i in known]), list(known.values()))
+        for i, c in known.items():
+            row, _ = self.held.pop(i)
+            if "forget" in self.verbs:
+                self.held[i] = (row, c)
+        return len(known)
+
+    def learn(self, x: Any, y: Sequence[int], verb: str = "learn") -> None:
+        """Learn rows with their class codes, all of them or none."""
+        x, codes = self.rows(x), np.asarray(y, np.int64)
+        if codes.shape != (len(x),) or (codes < 0).any() or (codes >= self.classes).any():
+            raise BundleError(f"labels must be one class code below {self.classes} for each row")
+        self._run(verb, {"x": x, "y": codes})
+        if not self._take(verb):
+            raise BundleError(f"refused to {verb}, nothing was changed: the state would not stay finite")
+        self.counts["learnt" if verb == "learn" else "forgotten"] += len(x)
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Take learnt rows out again, all of them or none; good states of before go, for they hold them."""
+        rows = {i: self.held[i] for i in ids if self.held.get(i, (0, -1))[1] >= 0}
+        if len(rows) != len(ids) or not rows:
+            raise BundleError("refused to forget, nothing was changed: a row was not learnt, or is named twice")
+        self.learn(np.stack([row for row, _ in rows.values()]), [c for _, c in rows.values()], "forget")
+        self.good.clear()
+        for i in rows:
+            del self.held[i]
+
+    def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Everything that later answers depend on: arrays by reference, and plain values."""
+        arrays = {f"state.{k}": v for k, v in self.state().items()}
+        arrays |= {f"good{i}.{k}": v for i, good in enumerate(self.good) for k, v in good.items()}
+        arrays["held.ids"] = np.array(list(self.held), np.int64)
+        arrays["held.y"] = np.array([c for _, c in self.held.values()], np.int64)
+        arrays["held.x"] = np.array([x for x, _ in self.held.values()], self.dtype).reshape(len(self.held), self.width)
+        guard = [list(self.guard.answers), self.guard.unseen, self.guard.strikes, len(self.good)]
+        notes = {"counts": self.counts, "cursor": self.cursor, "guard": guard, "bundle": self.about["sha256"]}
+        return arrays, notes
+
+    def take(self, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Go on from what ``kept`` gave."""
+        for name, side in self.side.items():
+            self.sets[side][name][...] = arrays[f"state.{name}"]
+        answers, self.guard.unseen, self.guard.strikes, good = notes["guard"]
+        self.guard.answers = deque(answers, self.guard.limits["window"])
+        self.good.clear()
+        self.good.extend({k: arrays[f"good{i}.{k}"].copy() for k in self.first} for i in range(good))
+        rows = zip(arrays["held.x"].copy(), arrays["held.y"].tolist())
+        self.held, self._ahead = dict(zip(arrays["held.ids"].tolist(), rows)), None
+        self.counts, self.cursor = dict(notes["counts"]), dict(notes["cursor"])
+
+    def save(self, path: str | Path) -> None:
+        """Write it, whole or not at all."""
+        write_tensors(Path(path), *self.kept())
+
+    def name(self, scores: Any) -> Any:
+        """The class that a row's scores answer; None for a row that was refused."""
+        names, best = self.about["stream"]["classes"], int(scores.argmax())
+        return None if not math.isfinite(scores[0]) else names[best] if names else best
+
+    def code(self, y: Any) -> int:
+        """Of a class by its name, or of a code as it is; -1 for what is neither."""
+        names = self.about["stream"]["classes"]
+        return names.index(str(y)) if names and str(y) in names else int(y) if str(y).isdigit() else -1
+
+
+# --- the command line -------------------------------------------------------------------------------------------
+
+
+def read(path: str, runner: Runner, label: str | None) -> Iterator[tuple[int, Any, int]]:
+    """Rows of a file one by one: (id, numbers, class code or -1). label: the target's column in a CSV file."""
+    if path.endswith(".npz"):
+        with np.load(path) as found:
+            y = found["y"].tolist() if label and "y" in found else None
+            yield from ((i, row, -1 if y is None else int(y[i])) for i, row in enumerate(found["x"]))
+        return
+    columns = [(c["name"], c["categories"]) for c in runner.about["stream"]["columns"]]
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        for name in [name for name, _ in columns if name not in (rows.fieldnames or ())]:
+            raise BundleError(f"{path}: there is no column {name!r}")
+        for i, row in enumerate(rows):
+            numbers = np.array([_number(row[name], categories) for name, categories in columns])
+            yield int(row.get("id") or i), numbers, runner.code(row.get(label)) if label else -1
+
+
+def _number(cell: str | None, categories: Sequence[str] | None) -> float:
+    """NaN for an empty cell, infinity for what has no number: that row is refused."""
+    try:
+        return math.nan if not cell else float(cell) if categories is None else float(categories.index(cell))
+    except ValueError:
+        return math.inf
+
+
+def follow(runner: Runner, options: argparse.Namespace) -> None:
+    """Answer a file from where the saved state left it, which also says how much of the output belongs to it."""
+    cursor = runner.cursor if runner.cursor.get("input") == options.input else {"rows": 0, "bytes": 0}
+    done, rows = cursor["rows"], read(options.input, runner, options.label)
+    with open(options.output, "r+b" if done else "wb") as out:
+        out.truncate(cursor["bytes"])
+        out.seek(cursor["bytes"])
+        out.write(b"" if done else b"id,answer,score\n")
+        batch = list(islice(rows, done, done + options.batch))
+        while batch:
+            ids, codes = [i for i, _, _ in batch], {i: c for i, _, c in batch if c >= 0}
+            for i, scores in zip(ids, runner.step(ids, np.stack([row for _, row, _ in batch]))):
+                out.write(f"{i},{runner.name(scores)},{scores.max():.6g}\n".encode())
+            runner.label(list(codes), list(codes.values()))
+            done += len(batch)
+            batch = list(islice(rows, options.batch))
+            if done - cursor["rows"] >= options.every or not batch:
+                out.flush()
+                os.fsync(out.fileno())
+                cursor = runner.cursor = {"input": options.input, "rows": done, "bytes": out.tell()}
+                runner.save(options.state)
+
+
+def reply(runner: Runner, said: Any, state: str) -> dict[str, Any]:
+    """The answer to one line of JSON."""
+    if "x" in said:
+        (scores,) = runner.step([said["id"]], [said["x"]])
+        return {"id": said["id"], "answer": runner.name(scores), "score": round(float(scores.max()), 6)}
+    if "y" in said:
+        return {"id": said["id"], "learnt": runner.label([said["id"]], [runner.code(said["y"])])}
+    if "forget" in said:
+        runner.forget(said["forget"])
+        return {"forgotten": len(said["forget"])}
+    runner.save(state)
+    return {"saved": state}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 done, 2 bad usage or input, told in one line."""
+    parser = argparse.ArgumentParser(description="Answers the rows of a stream and adapts to them.")
+    parser.add_argument("--input", required=True, help="a .csv or .npz file, or - for JSON lines on stdin")
+    parser.add_argument("--output", default="predictions.csv", help="where the answers to a file go")
+    parser.add_argument("--bundle", default=os.path.dirname(os.path.abspath(__file__)), help="its folder")
+    parser.add_argument("--state", help="where what was adapted is kept (adapted.safetensors in the bundle)")
+    parser.add_argument("--label", help="column of a CSV file, or y of an .npz, with labels to learn from")
+    parser.add_argument("--batch", type=int, default=1, help="rows answered together")
+    parser.add_argument("--every", type=int, default=1000, help="rows between two savings of the state")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(argv)
+    options.state = options.state or os.path.join(options.bundle, "adapted.safetensors")
+    try:
+        runner = Runner(options.bundle, state=options.state, threads=options.threads)
+        if options.input != "-":
+            follow(runner, options)
+            return 0
+        for line in sys.stdin:
+            try:
+                said = reply(runner, json.loads(line), options.state)
+            except (BundleError, ValueError, KeyError, TypeError) as fault:
+                said = {"error": f"{type(fault).__name__}: {fault}"}
+            print(json.dumps(said, allow_nan=True), flush=True)
+        runner.save(options.state)
+        return 0
+    except (BundleError, OSError, KeyError, ValueError) as fault:
+        print(f"run.py: error: {' '.join(str(fault).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

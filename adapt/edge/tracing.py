@@ -1,0 +1,177 @@
+"""A verb as an ONNX file: written down by PyTorch's exporter, then held against what a bundle promises.
+
+Promised are operators of the standard domain only, an axis of rows of any length, and numbers equal to PyTorch's on
+rows that were not used for tracing. A trap this guards against: what a module keeps in buffers is read while it is
+traced and becomes a constant, and answers to the traced rows still agree; statistics must come in as functions of the
+rows or of the state.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...streams import InputError
+from .steps import CannotExport, Verb
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+MOST_ROWS = 4096
+TRACED = 2
+"""Rows of the example: of one row the exporter would take the number for a constant."""
+COMPARED = (1, 3, 17)
+CLOSE = 1e-4
+"""How far a graph may be from PyTorch for so many rows, absolutely, or relative to the largest number where above 1."""
+
+
+def traced(name: str, verb: Verb, state: Mapping[str, Tensor]) -> onnx.ModelProto:
+    """The graph of a verb, checked; ``CannotExport`` names the operator that has no ONNX form."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - PyTorch's exporter needs it
+    except ImportError:
+        raise InputError("exporting needs the extra export: pip install 'driftway[export]'") from None
+    example = verb.rows(TRACED, 0)
+    rows, given = list(example.values()), [state[n] for n in verb.reads]
+    inputs = [*example, *(f"old.{n}" for n in verb.reads)]
+    module = _Positional(verb).eval()
+    axis = torch.export.Dim("rows", min=1, max=MOST_ROWS)
+    shapes = {"given": tuple([{0: axis}] * len(rows) + [None] * len(given))}
+    outputs = [*verb.answers, *(f"new.{n}" for n in verb.writes)]
+    try:
+        with warnings.catch_warnings(), _quiet(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (*rows, *given),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=inputs,
+                output_names=outputs,
+                opset_version=OPSET,
+                custom_translation_table=_translations(),
+                verbose=False,
+            )
+    except Exception as fault:
+        raise CannotExport(f"{name}: {_reason(fault)}") from None
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    _check(name, model, inputs, outputs)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def compare(name: str, verb: Verb, model: bytes, state: Mapping[str, Tensor]) -> float:
+    """The largest difference between graph and module on rows that were not traced; ``CannotExport`` above CLOSE."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for rows in COMPARED:
+        given = verb.rows(rows, rows)
+        with torch.no_grad():
+            ours = verb.module(*given.values(), *(state[n] for n in verb.reads))
+        fed = {n: t.numpy() for n, t in given.items()} | {f"old.{n}": state[n].numpy() for n in verb.reads}
+        theirs = session.run(None, fed)
+        for what, mine, its in zip((*verb.answers, *verb.writes), ours, theirs, strict=True):
+            a, b = mine.double().numpy(), np.asarray(its, np.float64)
+            gap = float(np.abs(a - b).max(initial=0.0)) / max(1.0, float(np.abs(a).max(initial=0.0)))
+            if a.shape != b.shape or not gap <= CLOSE:
+                raise CannotExport(f"{name}: {what} differs from PyTorch by {gap:.1e} on {rows} rows")
+            worst = max(worst, gap)
+    return worst
+
+
+class _Positional(torch.nn.Module):
+    """The verb's module, taking its inputs as one list."""
+
+    def __init__(self, verb: Verb) -> None:
+        super().__init__()
+        self.module = verb.module
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(*given))
+
+
+class _quiet:
+    """PyTorch's exporter tells its progress by logging; a person wants a line when it fails."""
+
+    def __enter__(self) -> None:
+        self.before = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(self.before)
+
+
+def _reason(fault: BaseException) -> str:
+    """The innermost cause in one line."""
+    while fault.__cause__ is not None:
+        fault = fault.__cause__
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return f"{type(fault).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def _check(name: str, model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Standard operators only, and the names that the bundle says."""
+    foreign = sorted({f"{n.domain}.{n.op_type}" for n in _nodes(model.graph) if n.domain not in ("", "ai.onnx")})
+    if foreign or model.functions:
+        raise CannotExport(f"{name}: operators outside the standard domain: {', '.join(foreign)}")
+    found = [i.name for i in model.graph.input], [o.name for o in model.graph.output]
+    if found != (list(inputs), list(outputs)):
+        raise CannotExport(f"{name}: the graph has inputs and outputs {found}, not {inputs} and {outputs}")
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Leave out what the exporter tells of the program it read: paths of this machine, and more than the weights."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("value_info")
+    model.ClearField("producer_version")
+    for i, node in enumerate(graph.node):
+        node.name = f"{node.op_type}.{i}"
+
+
+def _nodes(graph: Any) -> list[Any]:
+    """Of a graph and of those inside its nodes."""
+    inner = [a.g for n in graph.node for a in n.attribute if a.HasField("g")]
+    return [*graph.node, *(n for g in inner for n in _nodes(g))]
+
+
+# --- operators that PyTorch's exporter has no ONNX form for, or a slow one ----------------------------------------
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Maximum pooling whose indices stay ONNX's own, from the pass forward to its gradient."""
+    import onnxscript
+
+    op: Any = onnxscript.opset20
+
+    def pool(x: Any, kernel: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1),
+             ceil: bool = False) -> Any:  # fmt: skip
+        pads = [*padding, *padding]
+        return op.MaxPool(
+            x, kernel_shape=kernel, strides=stride or kernel, pads=pads, dilations=dilation, ceil_mode=int(ceil)
+        )
+
+    def pool_back(dy: Any, x: Any, *how: Any) -> Any:
+        flat = op.Constant(value_ints=[-1])
+        zeros, at = op.Reshape(op.Sub(x, x), flat), op.Reshape(how[-1], flat)
+        return op.Reshape(op.ScatterElements(zeros, at, op.Reshape(dy, flat), axis=0, reduction="add"), op.Shape(x))
+
+    aten: Any = torch.ops.aten
+    return {
+        aten.max_pool2d_with_indices.default: pool,
+        aten.max_pool2d_with_indices_backward.default: pool_back,
+    }

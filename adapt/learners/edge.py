@@ -1,0 +1,125 @@
+"""An edge bundle inside the loop: every evaluation and report that there is for learners works on it.
+
+Named ``edge:FOLDER``. The answer and the step come from one run of the bundle's graph: the step lies ready and counts
+from ``adapt`` on. What is measured here is what the device does, its own guard included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, make_dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...streams import Array, Batch, InputError, StreamSpec
+from ..edge.runner import BundleError, Runner
+from ..learner import CannotForget, Learner, Prediction, Receipt, State
+from ..state import digest
+
+
+class Edge(Learner):
+    """Runs a bundle (``edge/runner.py``)."""
+
+    @dataclass(frozen=True)
+    class Params:
+        """How it is run; the bundle brings everything else."""
+
+        threads: int = 1
+        """Of ONNX Runtime."""
+        bundle: ClassVar[str] = ""
+
+        def __post_init__(self) -> None:
+            if self.threads < 1:
+                raise ValueError("threads must be at least 1")
+
+    def __init__(self, spec: StreamSpec, params: Params | None = None, seed: int = 0) -> None:
+        super().__init__(spec, params, seed)
+        if not self.params.bundle:
+            raise InputError("edge needs the folder of a bundle: edge:FOLDER (driftway export makes one)")
+        try:
+            self.runner = Runner(self.params.bundle, threads=self.params.threads)
+        except BundleError as fault:
+            raise InputError(f"{fault}") from None
+        _check(spec, self.runner.about["stream"], self.params.bundle)
+        if "learn" in self.runner.verbs:
+            self.needs = frozenset({"labels"})
+        self._said: Prediction | None = None
+        self._changes = 0
+
+    @classmethod
+    def params_for(cls, bundle: str) -> type[Params]:
+        """The parameters of ``edge:BUNDLE``."""
+        return make_dataclass("Params", [], bases=(cls.Params,), namespace={"bundle": bundle}, frozen=True)
+
+    def predict(self, batch: Batch) -> Prediction:
+        scores = _scores(self.runner.ahead(batch.x))
+        self._said = Prediction(scores.argmax(1), scores)
+        return self._said
+
+    def adapt(self, batch: Batch, prediction: Prediction) -> None:
+        if prediction is not self._said:
+            self.runner.ahead(batch.x)
+        self._said = None
+        self.runner.commit()
+        self._changes += 1
+
+    def learn(self, batch: Batch, prediction: Prediction) -> None:
+        if "learn" not in self.runner.verbs or batch.y is None or not len(batch):
+            return
+        self._said = None
+        ids, rows = batch.ids.tolist(), self.runner.rows(batch.x)
+        self.runner.held.update((i, (row.copy(), -1)) for i, row in zip(ids, rows))
+        self.runner.label(ids, batch.y.tolist())
+        self._changes += 1
+
+    def forget(self, ids: Array) -> Receipt:
+        if "forget" not in self.runner.verbs:
+            raise CannotForget("this bundle has no graph that forgets")
+        before = digest(self.runner.state())
+        try:
+            self.runner.forget(np.asarray(ids).tolist())
+        except BundleError as fault:
+            raise CannotForget(f"{fault}") from None
+        self._changes += 1
+        said = "the head is the one trained on the remaining rows, to the rounding of float64 sums"
+        return Receipt(tuple(np.asarray(ids).tolist()), before, digest(self.runner.state()), said)
+
+    def probe(self, x: Array) -> Any:
+        rows = np.array(x)
+        return lambda: _scores(self.runner.predict(rows))
+
+    def version(self) -> int | None:
+        return self._changes
+
+    def telemetry(self) -> dict[str, float]:
+        return {k: float(self.runner.counts[k]) for k in ("steps", "resets", "rollbacks")}
+
+    def facts(self) -> dict[str, Any]:
+        about = self.runner.about
+        return {"bundle": about["sha256"], "exported": about["learner"], "made": about["made"]}
+
+    def state(self) -> State:
+        arrays, notes = self.runner.kept()
+        return {"bundle": self.runner.about["sha256"], "arrays": arrays, "notes": notes, "changes": self._changes}
+
+    def load(self, state: State) -> None:
+        if state["bundle"] != self.runner.about["sha256"]:
+            raise InputError(f"{self.params.bundle}: not the bundle that the state was made with")
+        self.runner.take(state["arrays"], state["notes"])
+        self._changes = int(state["changes"])
+        self._said = None
+
+
+def _scores(found: Array) -> Array:
+    """float64; a row that the bundle refused is as likely of one class as of any other."""
+    scores = found.astype(np.float64)
+    scores[np.isnan(scores).any(1)] = 1 / max(1, scores.shape[1])
+    return scores
+
+
+def _check(spec: StreamSpec, stream: dict[str, Any], bundle: str) -> None:
+    """The bundle's columns and classes must be the stream's."""
+    if len(spec.columns) != len(stream["columns"]):
+        raise InputError(f"{bundle}: made for {len(stream['columns'])} columns, {spec.name} has {len(spec.columns)}")
+    if list(spec.classes or ()) != list(stream["classes"] or ()):
+        raise InputError(f"{bundle}: made for other classes than those of {spec.name}")

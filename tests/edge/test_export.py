@@ -1,0 +1,110 @@
+"""Making bundles: whole or not at all, standard operators only, equal to PyTorch on rows that were not traced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import driftway as dw
+import numpy as np
+import onnx
+import pytest
+import torch
+from driftway.adapt.edge import tracing
+from driftway.adapt.edge.runner import Runner
+from driftway.adapt.edge.steps import CannotExport, Verb, steps_of
+from driftway.adapt.learners.test_time_recipes import RSGS, Tent
+from torch import Tensor, nn
+
+
+def test_a_bundle_says_what_it_holds(bundle: Path) -> None:
+    about = json.loads((bundle / "bundle.json").read_text())
+    names = {p.name for p in bundle.iterdir()}
+    assert names == {"predict.onnx", "adapt.onnx", "state.safetensors", "run.py", "bundle.json"}
+    for name in names - {"bundle.json"}:
+        body = (bundle / name).read_bytes()
+        assert about["files"][name] == {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+    assert about["verbs"]["adapt"]["reads"] == about["verbs"]["adapt"]["writes"] == ["moving", "momentum"]
+    assert about["verbs"]["predict"]["answers"] == {"scores": {"dtype": "float32", "shape": [None, 6]}}
+    assert about["state"]["moving"] == {"dtype": "float32", "shape": [24]}
+
+
+@pytest.mark.parametrize("verb", ["predict", "adapt"])
+def test_graphs_hold_standard_operators_and_nothing_of_this_machine(bundle: Path, verb: str) -> None:
+    model = onnx.load(bundle / f"{verb}.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {n.domain for n in model.graph.node} == {""}
+    assert [o.domain for o in model.opset_import] == [""]
+    assert b"/" not in b"".join(p.encode() for n in model.graph.node for p in (n.name, n.doc_string))
+    assert not any(n.metadata_props for n in model.graph.node)
+
+
+def test_the_same_learner_makes_the_same_graph(bundle: Path, make: Any) -> None:
+    steps = steps_of(make(Tent(optimizer="sgd", lr=0.01)))
+    model = tracing.traced("predict", steps.verbs["predict"], steps.state)
+    assert model.SerializeToString(deterministic=True) == (bundle / "predict.onnx").read_bytes()
+
+
+def test_two_gradients_in_one_graph(make: Any, rows: Any, tmp_path: Path) -> None:
+    learner = make(RSGS(lr=0.05, e_frac=0.7, recover=0.0))
+    runner = Runner(dw.export(learner, learner.spec, tmp_path / "rsgs"))
+    for i, n in enumerate((20, 1, 5, 16)):
+        batch = rows(n, i)
+        said = learner.predict(batch)
+        learner.adapt(batch, said)
+        np.testing.assert_allclose(runner.adapt(batch.x), said.scores, atol=1e-5)
+    assert runner.counts["steps"] == learner.counts["steps"] > 1
+
+
+def test_nothing_is_written_where_something_cannot_be_exported(make: Any, tmp_path: Path) -> None:
+    learner = make(Tent())
+    learner.net.body.append(nn.Dropout())
+    with pytest.raises(dw.InputError, match=r"Dropout at body\.\d") as caught:
+        dw.export(learner, learner.spec, tmp_path / "none")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_taken_is_refused(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("")
+    learner = make(Tent())
+    for place in (tmp_path, tmp_path / "there"):
+        with pytest.raises(dw.InputError, match="there is something already"):
+            dw.export(learner, learner.spec, place)
+
+
+class Foreign(nn.Module):
+    """Has an operator without an ONNX form."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (torch.linalg.qr(x)[0],)
+
+
+def _verb(module: nn.Module) -> Verb:
+    return Verb(module, lambda n, seed: {"x": torch.rand((n, 3), generator=torch.Generator().manual_seed(seed))}, ())
+
+
+def test_a_constant_out_of_the_example_is_found_out() -> None:
+    class Kept(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (x * EXAMPLE.mean(),)
+
+    verb = _verb(Kept())
+    EXAMPLE = verb.rows(2, 0)["x"]
+    model = tracing.traced("kept", verb, {})
+    EXAMPLE = verb.rows(3, 1)["x"]
+    with pytest.raises(CannotExport, match=r"kept: scores differs from PyTorch"):
+        tracing.compare("kept", verb, model.SerializeToString(), {})
+
+
+def test_an_operator_without_a_form_is_named() -> None:
+    with pytest.raises(CannotExport, match="qr"):
+        tracing.traced("foreign", _verb(Foreign()), {})
+
+
+def test_without_the_extra_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(dw.InputError, match="pip install 'driftway"):
+        tracing.traced("foreign", _verb(Foreign()), {})

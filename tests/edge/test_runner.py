@@ -1,0 +1,289 @@
+"""The runner alone: what it answers, what it refuses, how it saves, how it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import driftway as dw
+import numpy as np
+import pytest
+from driftway.adapt.edge.runner import BundleError, Guard, Runner, main, read_tensors, write_tensors
+from numpy.testing import assert_array_equal
+
+
+@pytest.fixture(name="mine")
+def mine_fixture(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle, to be written to and spoilt."""
+    return Path(shutil.copytree(bundle, tmp_path / "mine"))
+
+
+def rows(n: int, seed: int = 0) -> np.ndarray:
+    found: np.ndarray = np.random.default_rng(seed).random((n, 64), np.float32)
+    return found
+
+
+def table(path: Path, n: int, seed: int = 0) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([f"x{j}" for j in range(64)])
+        writer.writerows([f"{v:.6g}" for v in row] for row in rows(n, seed))
+    return path
+
+
+# --- answers and steps ------------------------------------------------------------------------------------------
+
+
+def test_predicting_changes_nothing_and_adapting_moves(bundle: Path) -> None:
+    runner = Runner(bundle)
+    before = {k: v.copy() for k, v in runner.state().items()}
+    first = runner.predict(rows(3))
+    assert_array_equal(first, runner.predict(rows(3)))
+    assert all(np.array_equal(v, before[k]) for k, v in runner.state().items())
+    np.testing.assert_allclose(runner.adapt(rows(3)), first, atol=1e-6)
+    assert all(not np.array_equal(v, before[k]) for k, v in runner.state().items())
+    assert np.abs(runner.predict(rows(3)) - first).max() > 1e-4
+    assert runner.counts["steps"] == 1
+
+
+def test_a_step_ahead_counts_only_when_it_is_committed(bundle: Path) -> None:
+    one, other = Runner(bundle), Runner(bundle)
+    one.ahead(rows(4))
+    one.ahead(rows(4, 1))
+    one.commit()
+    other.adapt(rows(4, 1))
+    assert all(np.array_equal(v, other.state()[k]) for k, v in one.state().items())
+    one.commit()
+    assert one.counts["steps"] == 1
+
+
+def test_nothing_is_made_anew_from_step_to_step(bundle: Path) -> None:
+    runner = Runner(bundle)
+    for i in range(4):
+        runner.adapt(rows(1, i))
+    places = {id(v) for s in runner.sets for v in s.values()}
+    ready = len(runner.graphs["adapt"].bound)
+    for i in range(50):
+        runner.adapt(rows(1, i))
+    assert {id(v) for s in runner.sets for v in s.values()} == places
+    assert len(runner.graphs["adapt"].bound) == ready == 2
+
+
+def test_rows_that_cannot_be_ones_do_not_reach_the_graph(bundle: Path) -> None:
+    runner, clean = Runner(bundle), Runner(bundle)
+    x = rows(5)
+    x[1, 7], x[3, 0] = np.nan, np.inf
+    scores = runner.step(range(5), x)
+    assert np.isnan(scores).all(1).tolist() == [False, True, False, True, False]
+    assert_array_equal(scores[[0, 2, 4]], clean.adapt(x[[0, 2, 4]]))
+    assert (runner.counts["rows"], runner.counts["refused"]) == (5, 2)
+    before = {k: v.copy() for k, v in runner.state().items()}
+    assert np.isnan(runner.adapt(np.full((2, 64), np.nan))).all()
+    assert runner.adapt(np.zeros((0, 64))).shape == (0, 6)
+    assert all(np.array_equal(v, before[k]) for k, v in runner.state().items())
+    for wrong in (np.zeros((2, 63)), "nonsense"):
+        with pytest.raises(BundleError):
+            runner.adapt(wrong)
+
+
+def test_what_is_not_finite_does_not_count(bundle: Path) -> None:
+    runner = Runner(bundle)
+    runner.ahead(rows(2))
+    before = {k: v.copy() for k, v in runner.state().items()}
+    runner.sets[1 - runner.side["moving"]]["moving"][0] = np.inf
+    runner.commit()
+    assert all(np.array_equal(v, before[k]) for k, v in runner.state().items())
+    assert runner.counts["rollbacks"] == 1
+
+
+def test_the_guard_sees_a_collapse_that_lasts() -> None:
+    limits = {"histogram": [0.25] * 4, "window": 64, "looks": 3, "apart": 8, "share": 0.5, "keep": 2}
+    guard = Guard(limits)
+    assert [guard.look([0, 1, 2, 3] * 2) for _ in range(8)] == [""] * 7 + ["good"]
+    said = [guard.look([1] * 8) for _ in range(6)]
+    assert said == ["", "", "", "collapsed", "", ""]
+    assert not any(Guard({**limits, "histogram": None}).look([1] * 64) for _ in range(9))
+
+
+def test_after_a_collapse_the_last_good_state_comes_back(mine: Path) -> None:
+    runner = Runner(mine)
+    usual = np.bincount(runner.predict(rows(400, 9)).argmax(1), minlength=6)
+    runner.guard = Guard({"histogram": [1 / 6] * 6, "window": 32, "looks": 2, "apart": 8, "share": 0.5, "keep": 2})
+    good = {k: v + 1 for k, v in runner.state().items()}
+    runner.good.append(good)
+    one = rows(64, 9)[runner.predict(rows(64, 9)).argmax(1) == usual.argmax()]
+    for _ in range(20):
+        runner.adapt(one[:8])
+        if runner.counts["rollbacks"]:
+            break
+    assert runner.counts["rollbacks"] == 1
+    assert all(np.array_equal(v, good[k]) for k, v in runner.state().items())
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_state_goes_on_where_it_was(bundle: Path, tmp_path: Path) -> None:
+    whole, half = Runner(bundle), Runner(bundle)
+    for i in range(6):
+        whole.step([i], rows(1, i))
+    for i in range(3):
+        half.step([i], rows(1, i))
+    half.save(tmp_path / "saved")
+    rest = Runner(bundle, state=tmp_path / "saved")
+    for i in range(3, 6):
+        rest.step([i], rows(1, i))
+    assert all(np.array_equal(v, whole.state()[k]) for k, v in rest.state().items())
+    assert rest.counts == whole.counts
+    assert list(rest.guard.answers) == list(whole.guard.answers)
+
+
+@pytest.mark.parametrize("name", ["adapt.onnx", "state.safetensors", "bundle.json", "run.py"])
+def test_an_altered_bundle_is_refused(mine: Path, name: str) -> None:
+    body = bytearray((mine / name).read_bytes())
+    body[len(body) // 2] ^= 1
+    (mine / name).write_bytes(bytes(body))
+    with pytest.raises(BundleError, match=r"altered|no edge bundle"):
+        Runner(mine)
+
+
+def test_a_torn_or_foreign_state_is_refused(bundle: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    Runner(bundle).save(saved)
+    whole = saved.read_bytes()
+    for body, words in ((whole[:-3], "altered"), (b"nonsense", "not a safetensors file")):
+        saved.write_bytes(body)
+        with pytest.raises(BundleError, match=words):
+            Runner(bundle, state=saved)
+    write_tensors(saved, {}, {"bundle": "another"})
+    with pytest.raises(BundleError, match="another bundle"):
+        Runner(bundle, state=saved)
+
+
+def test_files_are_those_of_safetensors(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([True, False]), "c": np.arange(3)}
+    write_tensors(tmp_path / "ours", arrays, {"n": 1})
+    for name, array in load_file(tmp_path / "ours").items():
+        assert_array_equal(array, arrays[name])
+    save_file(arrays, tmp_path / "theirs")
+    for name, array in read_tensors(tmp_path / "theirs")[0].items():
+        assert_array_equal(array, arrays[name])
+
+
+# --- the command line -------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_answered_and_a_second_run_has_nothing_to_do(mine: Path, tmp_path: Path) -> None:
+    source, out = table(tmp_path / "stream.csv", 30), tmp_path / "out.csv"
+    argv = ["--bundle", str(mine), "--input", str(source), "--output", str(out), "--batch", "4", "--every", "8"]
+    assert main(argv) == 0
+    answers = list(csv.DictReader(out.read_text().splitlines()))
+    runner = Runner(mine, state=mine / "nothing")
+    expected = [runner.name(s) for i in range(0, 30, 4) for s in runner.adapt(_read(source)[i : i + 4])]
+    assert [a["answer"] for a in answers] == expected
+    first = out.read_bytes()
+    assert main(argv) == 0
+    assert out.read_bytes() == first
+
+
+def _read(path: Path) -> Any:
+    return np.loadtxt(path, delimiter=",", skiprows=1)
+
+
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(mine: Path, tmp_path: Path) -> None:
+    """A few kills here; the bench has fifty."""
+    source = table(tmp_path / "stream.csv", 1500)
+    outs = [tmp_path / "whole.csv", tmp_path / "killed.csv"]
+    argv = [sys.executable, str(mine / "run.py"), "--input", str(source), "--every", "20", "--state"]
+    subprocess.run([*argv, str(tmp_path / "a"), "--output", str(outs[0])], check=True)
+    draw = np.random.default_rng(0)
+    for _ in range(4):
+        process = subprocess.Popen([*argv, str(tmp_path / "b"), "--output", str(outs[1])])
+        waited = time.monotonic()
+        while process.poll() is None and not (tmp_path / "b").exists() and time.monotonic() < waited + 20:
+            time.sleep(0.01)
+        time.sleep(float(draw.random()) * 0.1)
+        process.kill()
+        process.wait()
+        Runner(mine, state=tmp_path / "b")
+    subprocess.run([*argv, str(tmp_path / "b"), "--output", str(outs[1])], check=True)
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_lines_of_json(mine: Path) -> None:
+    lines = [
+        {"id": 1, "x": rows(1)[0].tolist()},
+        {"id": 2, "x": [1, 2]},
+        {"id": 1, "y": "a"},
+        {"forget": [1]},
+        {"save": True},
+    ]
+    text = "\n".join([*map(json.dumps, lines), "nonsense"])
+    argv = [sys.executable, str(mine / "run.py"), "--input", "-"]
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=True)
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert said[0]["answer"] in "abcdef"
+    assert said[2] == {"id": 1, "learnt": 0}
+    assert "cannot" not in said[0]
+    assert [("error" in s) for s in said] == [False, True, False, True, False, True]
+    assert (mine / "adapted.safetensors").exists()
+
+
+def test_mistakes_are_one_line(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thin.csv").write_text("x0,x1\n1,2\n")
+    for argv in (
+        ["--bundle", str(tmp_path), "--input", "-"],
+        ["--bundle", str(mine), "--input", str(tmp_path / "none.csv")],
+        ["--bundle", str(mine), "--input", str(tmp_path / "thin.csv"), "--output", str(tmp_path / "o")],
+    ):
+        assert main(argv) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("run.py: error: ")
+        assert told.count("\n") == 1
+
+
+def test_it_imports_numpy_and_onnxruntime_alone(mine: Path) -> None:
+    code = "import sys, run; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=mine, capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "driftway", "safetensors", "onnx", "numba", "scipy"}
+
+
+# --- in the loop ------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_a_learner(bundle: Path, make: Any) -> None:
+    from driftway.adapt.learners.test_time_recipes import Tent
+
+    ours = make(Tent(optimizer="sgd", lr=0.01))
+    edge = dw.learner(f"edge:{bundle}", ours.spec)
+    for i in range(5):
+        batch = dw.Batch(np.arange(3) + 3 * i, rows(3, i).astype(np.float64), float(i))
+        said, theirs = edge.predict(batch), ours.predict(batch)
+        np.testing.assert_allclose(said.scores, theirs.scores, atol=1e-5)  # type: ignore[arg-type]
+        edge.adapt(batch, said)
+        ours.adapt(batch, theirs)
+    kept = edge.state()
+    other = dw.learner(f"edge:{bundle}", ours.spec)
+    other.load(kept)
+    assert math.isclose(other.telemetry()["steps"], 5)
+    assert_array_equal(other.predict(batch).scores, edge.predict(batch).scores)  # type: ignore[arg-type]
+
+
+def test_a_bundle_of_another_stream_is_refused(bundle: Path) -> None:
+    with pytest.raises(dw.InputError, match="other classes"):
+        dw.learner(f"edge:{bundle}", dw.stream("digits-c").spec)
+    with pytest.raises(dw.InputError, match="columns"):
+        dw.learner(f"edge:{bundle}", dw.stream("two-regimes").spec)
+    with pytest.raises(dw.InputError, match="holds no edge bundle"):
+        dw.learner("edge:nowhere", dw.stream("digits-c").spec)
+    with pytest.raises(dw.InputError, match="edge:FOLDER"):
+        dw.learner("edge", dw.stream("digits-c").spec)
