@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,12 @@ def test_the_contract_is_the_formula(shape: tuple[int, ...], keep: float, join: 
     with torch.no_grad():
         for path in PATHS:
             for a, b in zip(ours(d, join, relu, path), wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        for known in (True, False):  # for a graph, the weight may be a number or come out of one
+            weight = keep if known else torch.tensor(keep, dtype=torch.float64)
+            through = torch.tensor(float(keep == 0), dtype=torch.float64)
+            of_rows = {**d, "statistics": replace(d["statistics"], keep=weight, through=through)}
+            for a, b in zip(ours(of_rows, join, relu, "graph"), wanted, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
