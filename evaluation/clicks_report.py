@@ -27,7 +27,7 @@ TRUTH = (
 LATE = "A row counts for the slot in which it came, with the probability given then, whenever its label came."
 RATE = "of the click rate"
 """What the log loss is held against."""
-SCORES = {"auc": "AUC", "gauc": "gAUC", "logloss": "log loss", "calibration": "calibration"}
+SCORES = {"auc": "AUC", "gauc": "gAUC", "logloss": "Log loss", "calibration": "Calibration"}
 REFERENCES: dict[str, tuple[str, float | None]] = {
     "auc": ("chance", 0.5),
     "gauc": ("chance", 0.5),
@@ -188,7 +188,7 @@ def _drawings(run: RunData, panels: Mapping[str, Sequence[Curve]]) -> list[Part]
     for key, curves in panels.items():
         plot = slot_plot([*curves, _reference(run.summary["clicks"]["slots"], key)], _drifts(run), f"clicks-{key}")
         label = f"{SCORES[key]} by slot of time"
-        parts += [Heading(label[0].upper() + label[1:]), Drawing(plot, "" if parts else HORIZONTAL, label)]
+        parts += [Heading(label), Drawing(plot, "" if parts else HORIZONTAL, label)]
     return parts
 
 

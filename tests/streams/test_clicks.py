@@ -106,3 +106,34 @@ def test_what_cannot_be_is_one_line(data: Path) -> None:
         dw.stream("ctr-drift", concepts="third")
     with pytest.raises(dw.InputError, match="slot must be above 0"):
         dw.stream("ctr-drift", slot=0)
+
+
+def test_impressions_are_the_users_and_times_of_the_rows() -> None:
+    stream = dw.stream("movielens", conversion=1.0, source=0.5)
+    told = stream.spec.impressions
+    assert told is not None
+    first = [e for e in dw.take(stream, 300) if isinstance(e, dw.Batch)]
+    assert [e.time for e in first] == told.times[:300].tolist()
+    assert [e.x[0, 0] for e in first] == told.users[:300].tolist()
+    assert len(told.users) == len(told.times) == stream.spec.length == 50_000
+
+
+def test_impressions_of_streams_without_users_or_times() -> None:
+    avazu, bandit, ctr = (dw.stream(name).spec.impressions for name in ("avazu", "open-bandit", "ctr-drift"))
+    assert avazu.times is None
+    assert len(avazu.users) == 8087
+    assert bandit.users is None
+    assert (np.diff(bandit.times) >= 0).all()
+    assert (ctr.users, ctr.times) == (None, None)
+    assert dw.stream("digits").spec.impressions is None
+
+
+def test_joined_click_streams_have_rows_for_their_clock() -> None:
+    a, b = (dw.take(dw.stream("avazu"), 50) for _ in range(2))
+    both = dw.concat(a, b)
+    assert dw.take(a, 20).spec.impressions is a.spec.impressions
+    assert (both.spec.impressions.users, both.spec.impressions.times, both.spec.length) == (None, None, 100)
+    rows = np.zeros((20, 2))
+    plain, spec = dw.from_arrays(rows, np.arange(20) % 2), dw.stream("ctr-drift", slot=10, train=0)
+    assert dw.concat(plain, plain).spec.impressions is None
+    assert dw.incremental(spec, dw.stream("ctr-drift", seed=1, slot=10, train=0)).spec.impressions.times is None
