@@ -1,8 +1,10 @@
-"""Passes whose arithmetic is compiled as a whole (``torch.compile``) or captured on a GPU (CUDA graphs).
+"""Passes whose arithmetic is compiled as a whole (TorchInductor) or captured on a GPU (CUDA graphs).
 
 Both are made from the same two functions as ``ManualPasses``, traced once for each size of batch: what comes in is the
 batch and what moves, what goes out are logits and what the gradient needs, and nothing else is touched. The frozen
-parameters and the source's statistics are part of the trace.
+parameters and the source's statistics are part of the trace. Inductor is given the graphs themselves: what
+``torch.compile`` asks about its arguments before each call is settled by the size of the batch, and asking cost a fifth
+of a step.
 """
 
 from __future__ import annotations
@@ -21,16 +23,15 @@ from .kernels.joined_norm import Path
 from .manual_passes import How, ManualPasses, Plan, backward, forward
 from .passes import Gradients, Pass
 
-Ahead = Callable[..., tuple[Tensor, list[Tensor]]]
-Back = Callable[..., list[Tensor]]
+Flat = Callable[..., Sequence[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """ahead: (x, *moving) to logits and tensors; back: (dL/dz, *those tensors) to gradients, as ``names`` has them."""
+    """ahead: (x, *moving) to logits and more tensors; back: (dL/dz, *those) to gradients, as ``names`` has them."""
 
-    ahead: Ahead
-    back: Back
+    ahead: Flat
+    back: Flat
     names: list[str]
 
 
@@ -39,25 +40,25 @@ def trace(passes: ManualPasses, x: Tensor, path: Path = "formula") -> Traced:
     plan, names = passes.plan, sorted(passes.plan.moving)
     tree: list[Any] = []
 
-    def ahead(x: Tensor, *moving: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def ahead(x: Tensor, *moving: Tensor) -> tuple[Tensor, ...]:
         value = {**passes.value, **dict(zip(names, moving, strict=True))}
         z, tape = forward(plan, passes.convolutions, path, value, x)
         tree[:] = pytree.tree_flatten(tape)
-        return z, [leaf for leaf in tree[0] if isinstance(leaf, Tensor)]
+        return z, *(leaf for leaf in tree[0] if isinstance(leaf, Tensor))
 
     own = [passes.value[n] for n in names]
-    z, kept = ahead(x, *own)
+    z, *kept = ahead(x, *own)
     leaves, shape = tree
     rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     places = [isinstance(leaf, Tensor) for leaf in leaves]
     found: list[str] = []
 
-    def back(slope: Tensor, *kept: Tensor) -> list[Tensor]:
+    def back(slope: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
         given = iter(kept)
         tape = pytree.tree_unflatten([next(given) if t else r for t, r in zip(places, rest)], shape)
         gradients = backward(plan, passes.convolutions, path, tape, slope)
         found[:] = gradients
-        return list(gradients.values())
+        return tuple(gradients.values())
 
     slope = torch.zeros_like(z)
     back(slope, *kept)
@@ -89,17 +90,28 @@ class CompiledPasses:
 
     def _make(self, x: Tensor) -> Traced:
         start = time.perf_counter()
-        graphs = trace(self.manual, x)
-        how: dict[str, Any] = {"dynamic": False, "options": {"cpp_wrapper": True}}
-        made = Traced(torch.compile(graphs.ahead, **how), torch.compile(graphs.back, **how), graphs.names)
-        first = _ask(made, x, [self.manual.value[n] for n in self.names])
+        graphs, moving = trace(self.manual, x), [self.manual.value[n] for n in self.names]
+        z, *kept = graphs.ahead(x, *moving)
+        ahead, back = _compiled(graphs.ahead, [x, *moving]), _compiled(graphs.back, [torch.zeros_like(z), *kept])
+        made = Traced(ahead, back, graphs.names)
+        first = _ask(made, x, moving)
         first.pull(torch.zeros_like(first.z))
         self.warm_up["x".join(map(str, x.shape))] = time.perf_counter() - start
         return made
 
 
+def _compiled(graph: Any, given: list[Any]) -> Flat:
+    """A graph made by ``trace``, for tensors like those given."""
+    from torch import _inductor as inductor
+
+    for node in graph.graph.nodes:
+        node.meta.clear()  # what tracing noted of its own stand-ins for tensors
+    made: Flat = inductor.compile(graph, given, options={"cpp_wrapper": True})
+    return made
+
+
 def _ask(made: Traced, x: Tensor, moving: Sequence[Tensor]) -> Pass:
-    z, kept = made.ahead(x, *moving)
+    z, *kept = made.ahead(x, *moving)
 
     @torch.no_grad()
     def pull(slope: Tensor) -> Gradients:
@@ -142,12 +154,12 @@ class _Captured:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose and allocate before anything is captured
             for _ in range(3):
-                z, kept = traced.ahead(self.x, *self.moving)
+                z, *kept = traced.ahead(self.x, *self.moving)
                 traced.back(torch.zeros_like(z), *kept)
         torch.cuda.current_stream().wait_stream(side)
         self.ahead, self.back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.ahead):
-            self.z, self.kept = traced.ahead(self.x, *self.moving)
+            self.z, *self.kept = traced.ahead(self.x, *self.moving)
         self.slope = torch.zeros_like(self.z)
         with torch.cuda.graph(self.back, pool=self.ahead.pool()):
             self.gradients = traced.back(self.slope, *self.kept)

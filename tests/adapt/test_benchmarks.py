@@ -61,7 +61,7 @@ def test_adaptation_steps_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_compiled_step_tells_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.compile", lambda graph, **_: graph)
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, _, **__: graph)
     for name, value in {"MODELS": ("resnet18:2",), "ROUNDS": 1, "ROUND_SECONDS": 0.0, "MATRIX": 32}.items():
         monkeypatch.setattr(tta, name, value)
     rows = tta.measure_compiled()

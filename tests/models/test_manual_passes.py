@@ -241,7 +241,7 @@ def test_the_traced_step_depends_on_its_input_alone() -> None:
         x = torch.randn(n, *NETS["resnet18:4"], dtype=torch.float64, generator=torch.Generator().manual_seed(99))
         shifted = {k: net.get_parameter(k).detach() * 1.1 for k in names}
         wanted = AutogradPasses(net, names)(x, shifted)
-        z, kept = traced.ahead(x, *(shifted[k] for k in sorted(names)))
+        z, *kept = traced.ahead(x, *(shifted[k] for k in sorted(names)))
         slope = torch.ones_like(z)
         slope[:, 0] = -1
         gradients = dict(zip(traced.names, traced.back(slope, *kept), strict=True))
@@ -252,7 +252,7 @@ def test_the_traced_step_depends_on_its_input_alone() -> None:
 
 def test_compiled_passes_are_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling itself is left to the benchmark: here the graphs run as they are traced."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, _, **__: graph)
     net = ready("convnet:4-6", "mixed", torch.float32)
     names = affine_names(net)
     plan = Plan.of(net, names)
