@@ -5,7 +5,8 @@
     made                  versions of PyTorch and ONNX, opset
     stream                name, columns ({name, categories, open, missing}), classes (names in code order, or null)
     rows                  dtype of the rows as the graphs take them (float32 or float64)
-    verbs                 name -> {file, rows, reads, writes, answers}: rows lists the inputs with an axis of rows;
+    verbs                 name -> {file, rows, reads, writes, answers, single}: rows lists the inputs with an axis of
+                          rows, which is always 1 where the verb is single;
                           reads and writes name state, input ``old.NAME`` and output ``new.NAME`` of the graph; answers
                           maps the other outputs to {dtype, shape} with null for the axis of rows
     state                 name -> {dtype, shape}; the values at export are in state.safetensors
@@ -52,6 +53,7 @@ def described(
             "reads": list(verb.reads),
             "writes": list(verb.writes),
             "answers": answers[name],
+            "single": verb.single,
         }
         for name, verb in steps.verbs.items()
     }

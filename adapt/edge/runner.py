@@ -244,8 +244,7 @@ class Runner:
         elif said:
             self.counts["rollbacks"] += 1
         if said == "collapsed":
-            for name, value in (self.good.pop() if self.good else self.first).items():
-                self.sets[self.side[name]][name][...] = value
+            self._put(self.good.pop() if self.good else self.first)
 
     def _take(self, verb: str) -> bool:
         """Turn to what the verb wrote, if all of it is finite; else stay with what there was."""
@@ -256,6 +255,10 @@ class Runner:
         for name in written:
             side[name] = 1 - side[name]
         return True
+
+    def _put(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            self.sets[self.side[name]][name][...] = value
 
     def rows(self, x: Any) -> Any:
         """[n, d] in the bundle's type; ``BundleError`` for what are no rows of its stream."""
@@ -317,9 +320,13 @@ class Runner:
         x, codes = self.rows(x), np.asarray(y, np.int64)
         if codes.shape != (len(x),) or (codes < 0).any() or (codes >= self.classes).any():
             raise BundleError(f"labels must be one class code below {self.classes} for each row")
-        self._run(verb, {"x": x, "y": codes})
-        if not self._take(verb):
-            raise BundleError(f"refused to {verb}, nothing was changed: the state would not stay finite")
+        at_once = 1 if verb in self.verbs and self.verbs[verb]["single"] else max(1, len(x))
+        before = {k: v.copy() for k, v in self.state().items()} if len(x) > at_once else {}
+        for i in range(0, len(x), at_once):
+            outcome = self._run(verb, {"x": x[i : i + at_once], "y": codes[i : i + at_once]})["outcome"]
+            if not (outcome[0] and self._take(verb)):
+                self._put(before)
+                raise BundleError(f"refused to {verb}, nothing was changed: a row is not in the sums, or overflows")
         self.counts["learnt" if verb == "learn" else "forgotten"] += len(x)
 
     def forget(self, ids: Sequence[int]) -> None:
@@ -345,8 +352,7 @@ class Runner:
 
     def take(self, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Go on from what ``kept`` gave."""
-        for name, side in self.side.items():
-            self.sets[side][name][...] = arrays[f"state.{name}"]
+        self._put({name: arrays[f"state.{name}"] for name in self.side})
         answers, self.guard.unseen, self.guard.strikes, good = notes["guard"]
         self.guard.answers = deque(answers, self.guard.limits["window"])
         self.good.clear()

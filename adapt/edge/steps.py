@@ -35,6 +35,7 @@ class Verb:
 
     rows: (how many, seed) to examples of the inputs that have an axis of rows, by name. reads, writes: names of the
     state that it takes and gives anew. answers: names of the other outputs; ``scores`` has a row for each row.
+    single: it takes one row at a time.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class Verb:
     reads: tuple[str, ...]
     writes: tuple[str, ...] = ()
     answers: tuple[str, ...] = ("scores",)
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Steps:
 
 HOMES = {
     "TestTimeLearner": "test_time:steps",
+    "ACU": "acu:steps",
 }
 """Class of the learner -> ``module:function`` in this folder, which gives its ``Steps``."""
 
