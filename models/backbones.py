@@ -47,54 +47,66 @@ class TorchMap:
 
 
 class OnnxMap:
-    """The first output of an ONNX model for its one input, flattened; one thread, on the processor.
+    """The output of an ONNX model for its one input, flattened; one thread, on the processor.
 
-    shape: of one row as the model takes it. Raises ``ValueError`` in one line where there is no such model, it takes
-    other inputs, or ONNX Runtime is not installed.
+    shape: of one row as the model takes it. ``digest`` is the sha256 of the file. A model that was exported for a fixed
+    number of rows is given as many at a time. Raises ``ValueError`` in one line where there is no such model, it has
+    several inputs or outputs, or takes other rows.
     """
 
     def __init__(self, path: str | Path, shape: Sequence[int], provenance: str = "unknown") -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise ValueError(f"backbone onnx:{path} needs ONNX Runtime: pip install onnxruntime") from None
+        import onnxruntime
+
+        said = f"backbone onnx:{path}"
         try:
             body = Path(path).read_bytes()
         except OSError as fault:
-            raise ValueError(f"backbone onnx:{path}: {fault.strerror}") from None
+            raise ValueError(f"{said}: {fault.strerror}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
         try:
             self._session = onnxruntime.InferenceSession(body, options, providers=["CPUExecutionProvider"])
         except Exception as fault:
-            raise ValueError(f"backbone onnx:{path}: {str(fault).splitlines()[0]}") from None
-        taken = self._session.get_inputs()
-        if len(taken) != 1:
-            raise ValueError(f"backbone onnx:{path}: takes {len(taken)} inputs, expected one")
+            raise ValueError(f"{said}: not an ONNX model that runs here ({_first_line(fault)})") from None
+        taken, given = self._session.get_inputs(), self._session.get_outputs()
+        if len(taken) != 1 or len(given) != 1:
+            raise ValueError(f"{said}: has {len(taken)} inputs and {len(given)} outputs, expected one of each")
         self._input, self._shape = taken[0].name, tuple(shape)
+        fixed = taken[0].shape[0] if taken[0].shape else None
+        self._piece = fixed if isinstance(fixed, int) and fixed > 0 else PIECE
         self.provenance = provenance
         self.digest = hashlib.sha256(body).hexdigest()
         self.width = 0
         try:
             self.width = self(np.zeros((1, int(np.prod(self._shape))))).shape[1]
         except Exception as fault:
-            raise ValueError(f"backbone onnx:{path}: {str(fault).splitlines()[0]}") from None
+            wanted = f"{taken[0].type} {taken[0].shape}"
+            raise ValueError(
+                f"{said}: takes {wanted}, not rows of shape {self._shape} ({_first_line(fault)})"
+            ) from None
 
     def __call__(self, x: Array) -> Array:
-        return in_pieces(x, self._run, self.width)
+        return in_pieces(x, self._run, self.width, self._piece)
 
     def _run(self, piece: Array) -> Array:
         rows = np.ascontiguousarray(piece, np.float32).reshape(len(piece), *self._shape)
         found: Array = self._session.run(None, {self._input: rows})[0]
+        if found.ndim < 1 or len(found) != len(piece):
+            raise ValueError(f"gives an output of shape {found.shape} for {len(piece)} rows")
         return found.reshape(len(piece), -1)
 
 
-def in_pieces(x: Array, run: Callable[[Array], Array], width: int) -> Array:
-    """run on pieces of ``PIECE`` rows each, the last filled up with zeros; float64[B, width]."""
+def _first_line(fault: Exception) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0]
+
+
+def in_pieces(x: Array, run: Callable[[Array], Array], width: int, size: int = PIECE) -> Array:
+    """run on pieces of ``size`` rows each, the last filled up with zeros; float64[B, width]."""
     found: list[Array] = []
-    for at in range(0, len(x), PIECE):
-        piece = x[at : at + PIECE]
-        short = PIECE - len(piece)
+    for at in range(0, len(x), size):
+        piece = x[at : at + size]
+        short = size - len(piece)
         filled = np.concatenate([piece, np.zeros((short, x.shape[1]))]) if short else piece
         found.append(run(filled)[: len(piece)].astype(np.float64))
     return np.concatenate(found) if found else np.zeros((0, width))

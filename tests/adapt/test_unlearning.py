@@ -213,6 +213,25 @@ def test_folders_and_learners_that_cannot_forget_say_so(tmp_path: Path, capsys: 
     assert "keeps no statistics" in capsys.readouterr().err
 
 
+def test_a_ledger_with_one_changed_byte_is_refused(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert command("run", table, *FLAGS, "--out", out) == 0
+    assert command("forget", out, "--ids", "3,17") == 0
+    ledger = out / "ledger.jsonl"
+    body = ledger.read_bytes()
+    ledger.write_bytes(body.replace(b'"ids": [3,', b'"ids": [4,'))
+    capsys.readouterr()
+    assert command("forget", out, "--ids", "5") == 2
+    assert "ledger.jsonl: line 1 was altered; the ledger is not to be trusted" in capsys.readouterr().err
+    (out / "summary.json").unlink()
+    assert command("run", "--resume", "--out", out) == 2
+    assert "was altered" in capsys.readouterr().err
+    ledger.write_bytes(body)
+    assert command("forget", out, "--ids", "5") == 0
+
+
 def test_a_checkpoint_from_before_the_request_does_not_bring_the_data_back(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from driftway.models.backbones import OnnxMap, TorchMap, plain_inputs
+from driftway.models.backbones import TorchMap, plain_inputs
 from driftway.models.feature_maps import Expansion, Plain
 from driftway.models.inputs import Pixels
 from driftway.models.networks import build
@@ -87,36 +86,3 @@ def test_a_torchvision_network_is_a_feature_map() -> None:
 def test_rows_of_a_table_go_through_a_network() -> None:
     features = TorchMap(nn.Linear(5, 3), plain_inputs([0, 3])).sized(2)
     assert features(np.array([[1.0, 2.0], [np.nan, 0.0]])).shape == (2, 3)
-
-
-def test_an_onnx_model_is_a_feature_map(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    helper = pytest.importorskip("onnx.helper")
-    onnx = pytest.importorskip("onnx")
-    w = np.random.default_rng(0).normal(size=(192, 6)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])],
-        "relu",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 192])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 6])],
-        [helper.make_tensor("w", onnx.TensorProto.FLOAT, w.shape, w.tobytes(), raw=True)],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    path = tmp_path / "relu.onnx"
-    path.write_bytes(model.SerializeToString())
-    features = OnnxMap(path, (192,))
-    assert features.provenance == "unknown"
-    assert features.width == 6
-    np.testing.assert_allclose(features(ROWS), np.maximum(ROWS.astype(np.float32) @ w, 0), atol=1e-4)
-    assert_array_equal(features(ROWS), np.concatenate([features(part) for part in np.split(ROWS, [1, 20])]))
-    with pytest.raises(ValueError, match="onnx"):
-        OnnxMap(path, (7,))
-
-
-def test_what_is_no_onnx_model_is_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "torn.onnx"
-    path.write_bytes(b"no model")
-    with pytest.raises(ValueError, match=r"onnx:.*torn"):
-        OnnxMap(path, (3,))
-    with pytest.raises(ValueError, match="onnx:"):
-        OnnxMap(tmp_path / "absent.onnx", (3,))
