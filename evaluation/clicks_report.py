@@ -35,6 +35,7 @@ REFERENCES: dict[str, tuple[str, float | None]] = {
     "calibration": ("as many came as were foretold", 1.0),
 }
 """What a score is to be held against; None: the entropy of the slot."""
+MOST_LINES = 50
 HORIZONTAL = "Horizontal: slots, of equal length in the stream’s time. A line is broken where a slot has no such score."
 
 
@@ -111,7 +112,8 @@ def _meaning(users: bool) -> Words:
 def _table(found: dict[str, Any]) -> Table:
     """A line for every slot, and one for all rows."""
     heads = ["slot", "begins", "rows", "clicks", "AUC", "gAUC", "log loss", RATE, "calibration"]
-    lines = [[str(s), _moment(slot["from"], found["clock"]), *_cells(slot)] for s, slot in enumerate(found["slots"], 1)]
+    slots = found["slots"][:MOST_LINES]
+    lines = [[str(s), _moment(slot["from"], found["clock"]), *_cells(slot)] for s, slot in enumerate(slots, 1)]
     lines.append(["all", "", *_cells(found)])
     users = found["gauc"] is not None
     return Table([*heads[:5], *heads[5 + (not users) :]], [[*line[:5], *line[5 + (not users) :]] for line in lines])
@@ -134,8 +136,9 @@ def _entropy_of(scores: Mapping[str, Any]) -> float:
 
 
 def _exactness(found: Mapping[str, Any]) -> list[Part]:
-    """What is not exact; nothing where all is."""
-    words = []
+    """What is not told or not exact; nothing where all is."""
+    left = len(found["slots"]) - MOST_LINES
+    words = [f"{show.count(left, 'more slot')} in summary.json."] * (left > 0)
     if found["auc_margin"]:
         words.append(f"AUC is taken from scores in bins and at most {found['auc_margin']:.1g} off.")
     if found["users_share"] not in (None, 1.0):

@@ -90,6 +90,7 @@ def test_without_users_nothing_is_said_of_them() -> None:
 def test_drawings_from_two_slots_on(slots: int, drawn: bool) -> None:
     page = report.render_run(clicked(slots=slots, times=False))
     assert ("Calibration by slot of time" in page) == drawn
+    assert ("150 more slots in summary.json." in page) == (slots == 200)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
 
