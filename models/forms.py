@@ -97,7 +97,7 @@ class Masked:
     def limits(self) -> dict[str, Only]:
         if self._limits is None:
             self._limits = {
-                name: Entries(like(self.net.get_parameter(name), mask.granules.spread(mask.moving)))
+                name: Entries.where(like(self.net.get_parameter(name), mask.granules.spread(mask.moving)))
                 for name, mask in self.masks.items()
                 if not bool(mask.moving.all())
             }

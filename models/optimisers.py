@@ -16,17 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels.masked_optimizer import masked_adamw, masked_sgd
-from .kernels.row_sparse_optimizer import row_adamw, row_sgd
+from .kernels.masked_optimizer import EntryUpdate, pack_mask, update_entries
+from .kernels.row_sparse_optimizer import RowUpdate, update_rows
+from .kernels.update_rules import Rates
 
 Slots = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """The entries where ``mask`` (bool, the parameter's shape) holds."""
+    """The entries whose bit is set in ``words``: a mask in the parameter's layout, packed by ``pack_mask``."""
 
-    mask: Tensor
+    words: Tensor
+
+    @classmethod
+    def where(cls, mask: Tensor) -> Entries:
+        """Those where the mask (bool, of the parameter's shape and layout) holds."""
+        return cls(pack_mask(mask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +66,8 @@ class SGD:
         with torch.no_grad():
             for names, decay in self._dense(grads, only):
                 self._all(names, params, grads, decay)
-            for name, some in only.items():
-                grad = grads.get(name)
-                if grad is not None:
-                    self._some(name, params[name], grad, some)
+            there = [(name, some, grads[name]) for name, some in only.items() if grads.get(name) is not None]
+            update_some([self._some(name, params[name], _there(grad), some) for name, some, grad in there])
 
     def _dense(self, grads: Mapping[str, Tensor | None], only: Mapping[str, Only]) -> list[tuple[list[str], float]]:
         return dense_groups(grads, only, self.undecayed, self.weight_decay)
@@ -81,14 +85,13 @@ class SGD:
             steps = kept
         torch._foreach_add_(weights, steps, alpha=-self.lr)
 
-    def _some(self, name: str, weight: Tensor, grad: Tensor, some: Only) -> None:
+    def _some(self, name: str, weight: Tensor, grad: Tensor, some: Only) -> EntryUpdate | RowUpdate:
         decay = 0.0 if name in self.undecayed else self.weight_decay
-        velocity = self._velocity(name, weight) if self.momentum else None
+        moments = (self._velocity(name, weight),) if self.momentum else ()
+        rates = Rates(self.lr, self.momentum, weight_decay=decay)
         if isinstance(some, Entries):
-            masked_sgd(weight, velocity, some.mask, grad, lr=self.lr, momentum=self.momentum, weight_decay=decay)
-        else:
-            rates: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "weight_decay": decay}
-            row_sgd(weight, velocity, some.index, grad, **rates, inputs=some.inputs)
+            return EntryUpdate(weight, moments, some.words, grad, rates)
+        return RowUpdate(weight, moments, some.index, grad, rates, inputs=some.inputs)
 
     def _velocity(self, name: str, weight: Tensor) -> Tensor:
         slot = self.slots.setdefault(name, {})
@@ -124,18 +127,15 @@ class AdamW:
     def step(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], only: Mapping[str, Only]) -> None:
         """One update, in place. A parameter without gradient is left alone."""
         with torch.no_grad():
+            limited: dict[str, Only] = dict(only)
             for names, decay in dense_groups(grads, only, self.undecayed, self.weight_decay):
                 whole = [n for n in names if self._slot(n, params[n])["t"].dim() == 0]
                 if whole:
                     self._all(whole, params, grads, decay)
-                for name in names:
-                    if name not in whole:
-                        every = RowSet(torch.arange(len(params[name]), device=params[name].device), compact=True)
-                        self._some(name, params[name], _there(grads[name]), every)
-            for name, some in only.items():
-                grad = grads.get(name)
-                if grad is not None:
-                    self._some(name, params[name], grad, some)
+                for name in (n for n in names if n not in whole):
+                    limited[name] = RowSet(torch.arange(len(params[name]), device=params[name].device), compact=True)
+            there = [(name, some, grads[name]) for name, some in limited.items() if grads.get(name) is not None]
+            update_some([self._some(name, params[name], _there(grad), some) for name, some, grad in there])
 
     def _all(
         self, names: list[str], params: Mapping[str, Tensor], grads: Mapping[str, Tensor | None], decay: float
@@ -159,17 +159,15 @@ class AdamW:
             maximize=False,
         )
 
-    def _some(self, name: str, weight: Tensor, grad: Tensor, some: Only) -> None:
+    def _some(self, name: str, weight: Tensor, grad: Tensor, some: Only) -> EntryUpdate | RowUpdate:
         slot = self._slot(name, weight)
         decay = 0.0 if name in self.undecayed else self.weight_decay
-        rates: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": decay}
+        rates, moments = Rates(self.lr, *self.betas, self.eps, decay), (slot["m"], slot["v"])
         if isinstance(some, Entries):
-            slot["t"] += 1
-            masked_adamw(weight, slot["m"], slot["v"], some.mask, grad, t=slot["t"], **rates)
-            return
+            return EntryUpdate(weight, moments, some.words, grad, rates, slot["t"])
         if slot["t"].dim() == 0:
             slot["t"] = slot["t"].expand(len(weight)).clone()
-        row_adamw(weight, slot["m"], slot["v"], slot["t"], some.index, grad, **rates, inputs=some.inputs)
+        return RowUpdate(weight, moments, some.index, grad, rates, slot["t"], some.inputs)
 
     def _slot(self, name: str, weight: Tensor) -> dict[str, Tensor]:
         slot = self.slots.setdefault(name, {})
@@ -188,6 +186,19 @@ class AdamW:
 
 
 Optimiser = SGD | AdamW
+
+
+def update_some(updates: Iterable[EntryUpdate | RowUpdate]) -> None:
+    """Make updates of rows and entries: one call for all rows, one for all entries (of one device and type)."""
+    entries: list[EntryUpdate] = []
+    rows: list[RowUpdate] = []
+    for update in updates:
+        if isinstance(update, EntryUpdate):
+            entries.append(update)
+        else:
+            rows.append(update)
+    update_rows(rows)
+    update_entries(entries)
 
 
 def dense_groups(

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...models.compact import Rows as RowForm
 from ...models.flops import StepCost, layer_costs, step_cost
 from ...models.forms import Blocks, Form, Masked, lay_channels_last
+from ...models.kernels.masked_optimizer import unpack_mask
 from ...models.masks import Granularity, Mask, load_masks, masks_for, masks_state, prunable
 from ...models.optimisers import SGD, Entries, Only, RowSet
 from ...streams import InputError
@@ -129,7 +130,7 @@ class SparseNet:
             if isinstance(limit, RowSet) and (clip or plain):
                 grads[name] = torch.zeros_like(grad).index_copy_(0, limit.index, grad.index_select(0, limit.index))
             elif isinstance(limit, Entries) and clip:
-                grads[name] = grad * limit.mask
+                grads[name] = grad * unpack_mask(limit.words, self.weight(name))
             if isinstance(limit, Entries) or not plain:
                 only[name] = limit
 

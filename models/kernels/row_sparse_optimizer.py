@@ -1,228 +1,274 @@
-"""Optimiser updates of some rows of a parameter: all other rows keep weight, moments and count bit for bit.
+"""Optimiser updates of some rows of parameters: all other rows keep weight, moments and count bit for bit.
 
-A row is what one output channel owns: ``weight[i]``, of any shape. The gradient comes in one of three forms: compact
-([k, ...], one entry per active row), dense ([rows, ...], of which the active rows are read), or as two factors whose
-product is the compact one, ``grad[n, k]`` and ``inputs[n, ...]``: grad.T @ inputs. The factors save writing and reading
-a matrix, which pays for few examples.
+A row is what one output channel owns: ``weight[i]``, of any shape. The rows of all parameters of a device are updated
+by one call, or one launch, over a table of (parameter, row) pairs. The rules, SGD with and without momentum and AdamW,
+are those of ``update_rules``; which of them it is says the number of moments.
 
-``path``: "torch" (the contract; any device, any type), "compiled" (one pass over the active rows, CPU), None: choose.
-AdamW: Loshchilov, Hutter, ICLR 2019. A count of updates for every row is our choice: a row that wakes late is then
-bias-corrected like a fresh one.
+The gradient comes in one of three forms: compact ([k, ...], one entry per active row), dense ([rows, ...], of which the
+active rows are read), or as two factors whose product is the compact one, ``grad[n, k]`` and ``inputs[n, ...]``:
+grad.T @ inputs. The factors save writing and reading a matrix, which pays for few examples.
+
+A count of updates for every row is our choice: a row that wakes late is then bias-corrected like a fresh one.
+
+``path``: "torch" is the contract (any device, any type); "compiled" (CPU) takes one pass over the active rows;
+"triton" (CUDA, float32 and bfloat16) is one launch. None chooses. The op is also an operator of PyTorch
+(``driftway::row_sparse_optimizer``), which ``torch.compile`` passes by as it is.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..compiled import compiled, inner
+from . import row_sparse_optimizer_compiled as machine
+from .parameter_table import aligned, known, laid_out, layout, lines, rates_of, refuse, upload
+from .selection import choose
+from .update_rules import Rates, check, rounded, row_keys, updated, working
 
-Path = Literal["torch", "compiled"]
+Path = Literal["torch", "compiled", "triton"]
 FACTORS = 8
 """Examples up to which two factors are faster in AdamW than their product: by 1.15 to 1.2 at 8 examples and 30 to 50 %
 of the rows of 4096x1024 and 768x3072 (even at 5 %); even at 16 examples, slower from 32 on."""
 
 
-def path_for(path: Path | None, *tensors: Tensor) -> Path:
-    """The asked path, else compiled where weight and moments are float32 or float64, on the CPU and laid out alike."""
-    if path is not None:
-        return path
-    plain = all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
-    layouts = {_layout(tensor) for tensor in tensors} if plain else {None}
-    return "compiled" if len(layouts) == 1 and None not in layouts else "torch"
+@dataclass(frozen=True, slots=True, eq=False)
+class RowUpdate:
+    """The rows ``index`` (int64[k], rising) of one parameter and what they are updated with, in place.
 
-
-def row_sgd(
-    weight: Tensor,
-    velocity: Tensor | None,
-    index: Tensor,
-    grad: Tensor,
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    inputs: Tensor | None = None,
-    path: Path | None = None,
-) -> None:
-    """v = momentum v + g + decay w; w = w - lr v, in place on the rows in ``index`` (int64[k], rising).
-
-    velocity: of the weight's shape, or None without momentum. grad, inputs, path: see the module.
+    moments: none (SGD), the velocity (momentum), or first and second moment (AdamW), of the weight's shape.
+    grad, inputs: see the module. rates: numbers, or float64[5] on the device, as a CUDA graph needs it.
+    count: float32[rows], the updates of each row so far (up to 2^24); needed by AdamW and where a seed is given.
+    seed: round bfloat16 weights stochastically; parameters should have different ones.
     """
-    weight = weight.detach()
-    if path_for(path, weight, *([] if velocity is None else [velocity])) == "torch":
-        step = compact_gradient(weight, index, grad, inputs) + weight_decay * weight[index]
-        if velocity is not None:
-            step += momentum * velocity[index]
-            velocity[index] = step
-        weight[index] -= lr * step
+
+    weight: Tensor
+    moments: tuple[Tensor, ...]
+    index: Tensor
+    grad: Tensor
+    rates: Rates | Tensor
+    count: Tensor | None = None
+    inputs: Tensor | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check(self.weight, self.moments, self.count, self.weight.shape[:1], self.seed)
+
+
+def update_rows(updates: Sequence[RowUpdate], path: Path | None = None) -> None:
+    """Update rows of several parameters, those of one device, type and rule in one call."""
+    if path is None and torch.compiler.is_compiling():
+        _as_operator(updates)
         return
-    layout = _layout(weight)
-    rows = _rows(weight, layout)
-    speed = rows[:0] if velocity is None else _rows(velocity, layout)
-    _sgd(rows, speed, index.numpy(), *_gradient(weight, index, grad, inputs), lr, momentum, weight_decay)
-
-
-def row_adamw(
-    weight: Tensor,
-    m: Tensor,
-    v: Tensor,
-    t: Tensor,
-    index: Tensor,
-    grad: Tensor,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    inputs: Tensor | None = None,
-    path: Path | None = None,
-) -> None:
-    """AdamW in place on the rows in ``index`` (int64[k], rising); ``t`` [rows] counts the updates of each row.
-
-    t += 1; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
-    w = w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps). grad, inputs, path: see the module.
-    """
-    b1, b2 = betas
-    weight = weight.detach()
-    if path_for(path, weight, m, v) == "torch":
-        g, w = compact_gradient(weight, index, grad, inputs), weight[index]
-        t[index] += 1
-        times = t[index].double().reshape(-1, *[1] * (weight.dim() - 1))
-        first, second = b1 * m[index] + (1 - b1) * g, b2 * v[index] + (1 - b2) * g * g
-        m[index], v[index] = first, second
-        size, scale = (lr / (1 - b1**times)).to(w.dtype), (1 - b2**times).rsqrt().to(w.dtype)
-        weight[index] = w * (1 - lr * weight_decay) - size * first / (second.sqrt() * scale + eps)
-        return
-    rows = [_rows(tensor, _layout(weight)) for tensor in (weight, m, v)]
-    given = _gradient(weight, index, grad, inputs)
-    _adamw(*rows, t.numpy(), index.numpy(), *given, lr, b1, b2, eps, weight_decay)
-
-
-def compact_gradient(weight: Tensor, index: Tensor, grad: Tensor, inputs: Tensor | None = None) -> Tensor:
-    """The gradient of the active rows, [k, ...], from any of its three forms."""
-    if inputs is not None:
-        return (grad.t() @ inputs.reshape(len(inputs), -1)).view(-1, *weight.shape[1:])
-    return grad if grad.shape[0] == len(index) else grad[index]
-
-
-def _layout(tensor: Tensor) -> torch.memory_format | None:
-    """In which order the entries of each row lie in memory, if rows are dense and follow one another."""
-    for layout, axes in ((torch.contiguous_format, 0), (torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        if axes in (0, tensor.dim()) and tensor.is_contiguous(memory_format=layout):
-            return layout
-    return None
-
-
-def _rows(tensor: Tensor, layout: torch.memory_format | None) -> np.ndarray:
-    """[rows, entries] in the order of ``layout``; shares memory with a tensor that lies so."""
-    plain = layout is None or layout is torch.contiguous_format
-    array = tensor.detach().numpy() if plain else tensor.detach().movedim(1, -1).numpy()
-    return np.ascontiguousarray(array).reshape(len(array), -1)
-
-
-def _gradient(
-    weight: Tensor, index: Tensor, grad: Tensor, inputs: Tensor | None
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """(source, factor, whether source is compact): gradient row r is factor[:, r] @ source, or where factor is empty
-    source[r] of a compact and source[index[r]] of a dense gradient."""
-    layout = _layout(weight)
-    if inputs is not None:
-        return _rows(inputs, layout), grad.detach().contiguous().numpy(), True
-    none = np.empty((0, 0), dtype=np.float32 if weight.dtype is torch.float32 else np.float64)
-    return _rows(grad, layout), none, grad.shape[0] == len(index)
-
-
-@inner
-def _correction(beta: float, t: float) -> float:
-    """1 - beta^t. Not as a power: with a whole exponent that becomes a call of a function Numba does not link."""
-    return -math.expm1(math.log(beta) * t)
-
-
-@inner
-def _gradient_row(source: np.ndarray, factor: np.ndarray, at: int, r: int, out: np.ndarray) -> np.ndarray:
-    """Row r of the gradient: source[at], or factor[:, r] @ source formed in ``out``, four examples a pass."""
-    if factor.size == 0:
-        return source[at]
-    out[:] = 0
-    n = len(source)
-    for first in range(0, n - 3, 4):
-        a, b, c, d = factor[first, r], factor[first + 1, r], factor[first + 2, r], factor[first + 3, r]
-        row_a, row_b, row_c, row_d = source[first], source[first + 1], source[first + 2], source[first + 3]
-        for j in range(out.size):
-            out[j] += (a * row_a[j] + b * row_b[j]) + (c * row_c[j] + d * row_d[j])
-    for last in range(n - n % 4, n):
-        a, row_a = factor[last, r], source[last]
-        for j in range(out.size):
-            out[j] += a * row_a[j]
-    return out
-
-
-@compiled
-def _sgd(
-    weight: np.ndarray,
-    velocity: np.ndarray,
-    index: np.ndarray,
-    source: np.ndarray,
-    factor: np.ndarray,
-    compact: bool,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> None:
-    real = weight.dtype.type
-    rate, keep, decay = real(lr), real(momentum), real(weight_decay)
-    formed = np.empty(weight.shape[1], weight.dtype)
-    for r in range(index.size):
-        i = index[r]
-        w, g = weight[i], _gradient_row(source, factor, r if compact else i, r, formed)
-        if velocity.size:
-            u = velocity[i]
-            for j in range(w.size):
-                u[j] = keep * u[j] + (g[j] + decay * w[j])
-                w[j] -= rate * u[j]
+    groups: dict[tuple[Path, tuple[object, ...]], list[RowUpdate]] = {}
+    for update in updates:
+        own = path_for(path, update)
+        if own == "torch":
+            _reference(update)
         else:
-            for j in range(w.size):
-                w[j] -= rate * (g[j] + decay * w[j])
+            ready = _prepared(update, own)
+            groups.setdefault((own, _kind(ready)), []).append(ready)
+    for (own, _), some in groups.items():
+        row = some[0].index if len(some) == 1 else torch.cat([update.index for update in some])
+        RowTable._of(some, own).step(row)
 
 
-@compiled
-def _adamw(
-    weight: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
-    t: np.ndarray,
-    index: np.ndarray,
-    source: np.ndarray,
-    factor: np.ndarray,
-    compact: bool,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
+def path_for(path: Path | None, update: RowUpdate) -> Path:
+    """The asked path, else by device; the contract where types or layouts are none that the others know."""
+    if not known(update.weight, *update.moments):
+        return refuse(path)
+    return choose(path, "row_sparse_optimizer", update.weight, "compiled", "torch")
+
+
+def _kind(update: RowUpdate) -> tuple[object, ...]:
+    """What updates in one call have in common."""
+    weight, grad = update.weight, update.grad
+    return weight.device, weight.dtype, grad.dtype, len(update.moments), update.count is None, update.seed is None
+
+
+def _prepared(update: RowUpdate, path: Path) -> RowUpdate:
+    """The update with a gradient as the path reads it: laid out like the weight; in compiled code, of moments' type."""
+    order, real = layout(update.weight), working(update.weight.dtype)
+    assert order is not None
+    grad, inputs = update.grad, update.inputs
+    if inputs is not None and path == "triton":
+        grad, inputs = compact_gradient(update), None
+    if path == "compiled" and grad.dtype is not real:
+        grad = grad.to(real)
+    if inputs is not None:
+        grad, inputs = grad.contiguous(), laid_out(inputs.to(real), order)
+    else:
+        grad = laid_out(grad, order)
+    return update if grad is update.grad and inputs is update.inputs else replace(update, grad=grad, inputs=inputs)
+
+
+def compact_gradient(update: RowUpdate) -> Tensor:
+    """The gradient of the active rows, [k, ...], from any of its three forms."""
+    weight, index, grad, inputs = update.weight, update.index, update.grad, update.inputs
+    if inputs is not None:
+        return (grad.t() @ inputs.reshape(len(inputs), _width(update))).view(len(index), *weight.shape[1:])
+    return grad if len(grad) == len(index) else grad[index]
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+
+
+def _reference(update: RowUpdate) -> None:
+    weight, index, count = update.weight.detach(), update.index, update.count
+    order, real = layout(weight), working(weight.dtype)
+    if not len(index):
+        return
+    if count is not None:
+        count[index] += 1
+    times = None if count is None else count[index]
+    w, g, *moments = (
+        lines(tensor, order).to(real)
+        for tensor in (weight[index], compact_gradient(update).detach(), *(m[index] for m in update.moments))
+    )
+    w, moments = updated(w, g, moments, tuple(update.rates), times)
+    keys = None
+    if update.seed is not None:
+        assert times is not None
+        keys = row_keys(update.seed, index, times)
+    for tensor, new in zip((weight, *update.moments), (rounded(w, weight.dtype, keys), *moments), strict=True):
+        tensor[index] = _shaped(new, weight, order)
+
+
+def _shaped(rows: Tensor, weight: Tensor, order: torch.memory_format | None) -> Tensor:
+    """Rows [k, entries], whose entries are in the order of ``lines``, in the shape of the weight's."""
+    if order is None or order is torch.contiguous_format:
+        return rows.view(len(rows), *weight.shape[1:])
+    return rows.view(len(rows), *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
+
+
+# --- one call for all -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowTable:
+    """Updates of one device, type and rule whose tensors stay where they are: from then on only the rows change.
+
+    Made once for gradients in buffers that stay, it is what a CUDA graph captures: a step is one launch.
+    tensor: int64[E], the parameter of each active row. where: the table of addresses. rates: float64[P, 5], which may
+    be written to. All on the device. The updates are held, so that their tensors stay.
+    """
+
+    updates: tuple[RowUpdate, ...]
+    tensor: Tensor
+    where: Tensor
+    rates: Tensor
+    path: Path
+
+    widest: int
+    even: bool
+
+    @classmethod
+    def of(cls, updates: Sequence[RowUpdate], path: Path | None = None) -> RowTable:
+        """``ValueError`` where they are not of one kind, or a gradient does not lie as its path reads it."""
+        path = path_for(path, updates[0])
+        if len({_kind(update) for update in updates}) > 1 or path == "torch":
+            raise ValueError("a table is for weights and gradients of one device, type and rule: make one for each")
+        if any(_prepared(update, path) is not update for update in updates):
+            raise ValueError("a table reads gradients where they lie: lay them out like the weight")
+        return cls._of(updates, path)
+
+    @classmethod
+    def _of(cls, updates: Sequence[RowUpdate], path: Path) -> RowTable:
+        device, widths = updates[0].weight.device, [_width(update) for update in updates]
+        numbers = np.repeat(np.arange(len(updates)), [len(update.index) for update in updates])
+        even = path == "triton" and all(
+            width % 16 == 0 and aligned(u.weight, u.grad, *u.moments) for u, width in zip(updates, widths)
+        )
+        tensor, where = (upload(torch.from_numpy(array), device) for array in (numbers, _where(updates, widths)))
+        rates = rates_of([update.rates for update in updates], device)
+        return cls(tuple(updates), tensor, where, rates, path, max(widths), even)
+
+    def step(self, row: Tensor) -> None:
+        """Update rows int64[E], those of each parameter (rising) behind those of the one before."""
+        if row.shape != self.tensor.shape:
+            raise ValueError(f"the table is for {len(self.tensor)} active rows, not {tuple(row.shape)}")
+        first = self.updates[0]
+        moments, counted, random = len(first.moments), first.count is not None, first.seed is not None
+        if self.path == "triton":
+            from . import row_sparse_optimizer_triton as triton
+
+            types = first.weight.dtype, first.grad.dtype
+            rule = moments, counted, random
+            triton.update_rows(self.where, self.rates, self.tensor, row, types, rule, self.widest, self.even)
+            return
+        given = [t.numpy() for t in (self.where, self.rates, self.tensor, row)]
+        if first.weight.dtype is torch.bfloat16:
+            machine.update_short_rows(*given, moments, self.widest, random)
+        else:
+            machine.update_rows(*given, moments, self.widest, np.empty(0, first.grad.numpy().dtype))
+
+
+def _width(update: RowUpdate) -> int:
+    return update.weight.numel() // max(1, len(update.weight))
+
+
+def _where(updates: Sequence[RowUpdate], widths: Sequence[int]) -> np.ndarray:
+    """The table of addresses."""
+    found, start = [], 0
+    for u, width in zip(updates, widths):
+        first, second = (*(m.data_ptr() for m in u.moments), 0, 0)[:2]
+        count = 0 if u.count is None else u.count.data_ptr()
+        grad, k, seed = u.grad.data_ptr(), len(u.index), u.seed or 0
+        if u.inputs is not None:
+            own = (u.inputs.data_ptr(), width, start, seed, grad, len(u.inputs), k)
+        else:
+            own = (grad, width, start if len(u.grad) == k else -1, seed, 0, 0, k)
+        found.append((u.weight.data_ptr(), first, second, count, *own))
+        start += k
+    return np.array(found, np.int64)
+
+
+# --- as an operator of PyTorch --------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("driftway::row_sparse_optimizer", mutates_args=("weights", "firsts", "seconds", "counts"))
+def _operator(
+    weights: list[Tensor],
+    firsts: list[Tensor],
+    seconds: list[Tensor],
+    counts: list[Tensor],
+    indices: list[Tensor],
+    grads: list[Tensor],
+    rates: list[Tensor],
+    seeds: list[int],
 ) -> None:
-    """Scalars take the weight's type outside the inner loop and rows are views: else the loop is not vectorised."""
-    real = weight.dtype.type
-    b1, c1, b2, c2 = real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2)
-    floor, decay = real(eps), real(1.0 - lr * weight_decay)
-    formed = np.empty(weight.shape[1], weight.dtype)
-    size = scale = real(0.0)
-    count = 0.0
-    for r in range(index.size):
-        i = index[r]
-        t[i] += 1
-        if t[i] != count:  # neighbours often share a count, and powers are dear
-            count = t[i]
-            size = real(lr / _correction(beta1, count))
-            scale = real(1.0 / math.sqrt(_correction(beta2, count)))
-        w, first, second = weight[i], m[i], v[i]
-        g = _gradient_row(source, factor, r if compact else i, r, formed)
-        for j in range(w.size):
-            mean = b1 * first[j] + c1 * g[j]
-            square = b2 * second[j] + c2 * g[j] * g[j]
-            first[j], second[j] = mean, square
-            w[j] = w[j] * decay - size * mean / (np.sqrt(square) * scale + floor)
+    """``update_rows`` of lists; those of moments, counts and seeds are empty where there are none."""
+    moments = list(zip(*(some for some in (firsts, seconds) if some))) or [()] * len(weights)
+    update_rows(
+        [
+            RowUpdate(w, tuple(m), i, g, r, counts[p] if counts else None, None, seeds[p] if seeds else None)
+            for p, (w, m, i, g, r) in enumerate(zip(weights, moments, indices, grads, rates, strict=True))
+        ]
+    )
+
+
+@_operator.register_fake
+def _(*_: object) -> None: ...
+
+
+def _as_operator(updates: Sequence[RowUpdate]) -> None:
+    """Under ``torch.compile``: one call for each rule."""
+    groups: dict[tuple[int, bool, bool], list[RowUpdate]] = {}
+    for update in updates:
+        kind = (len(update.moments), update.count is None, update.seed is None)
+        groups.setdefault(kind, []).append(update)
+    for (moments, uncounted, exact), some in groups.items():
+        torch.ops.driftway.row_sparse_optimizer(
+            [u.weight.detach() for u in some],
+            [u.moments[0] for u in some] if moments else [],
+            [u.moments[1] for u in some] if moments == 2 else [],
+            [] if uncounted else [u.count for u in some],
+            [u.index for u in some],
+            [compact_gradient(u).detach() for u in some],
+            [u.rates if isinstance(u.rates, Tensor) else torch.tensor(u.rates, dtype=torch.float64) for u in some],
+            [] if exact else [u.seed for u in some],
+        )

@@ -44,7 +44,7 @@ def test_what_an_update_may_not_touch_keeps_every_bit(rule: str, held: str) -> N
     optimiser.step(ours, weights(seed=50), {})
     mask = torch.zeros(6, 5, dtype=torch.bool)
     mask[[1, 4]] = True
-    only: Any = Entries(mask) if held == "entries" else RowSet(torch.tensor([1, 4]), held == "compact rows")
+    only: Any = Entries.where(mask) if held == "entries" else RowSet(torch.tensor([1, 4]), held == "compact rows")
     before, slots = ours["matrix"].clone(), {k: t.clone() for k, t in optimiser.slots.get("matrix", {}).items()}
     for step in range(3):
         grads: Any = weights(seed=step)
@@ -62,7 +62,7 @@ def test_what_an_update_may_not_touch_keeps_every_bit(rule: str, held: str) -> N
 def test_all_entries_and_all_rows_are_the_dense_update(rule: str) -> None:
     dense, entries, rows = (weights() for _ in range(3))
     optimisers = [RULES[rule][0]() for _ in range(3)]
-    every: Any = {n: Entries(torch.ones_like(w, dtype=torch.bool)) for n, w in dense.items()}
+    every: Any = {n: Entries.where(torch.ones_like(w, dtype=torch.bool)) for n, w in dense.items()}
     index: Any = {n: RowSet(torch.arange(len(w))) for n, w in dense.items()}
     for step in range(5):
         grads: Any = weights(seed=step + 1)
