@@ -15,10 +15,12 @@ over entries that mean the same.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .kernels.cluster_entropy import Clusters, finite, log_masses, log_softmax, reference, value_and_slope
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -41,6 +43,8 @@ class ClusterEntropy(nn.Module):
     """
 
     cluster_ids: Tensor | None
+    order: Tensor | None
+    starts: Tensor | None
     assign: Tensor | None
     prior: Tensor | None
 
@@ -67,7 +71,10 @@ class ClusterEntropy(nn.Module):
         else:
             assert assign is not None
             shares, prior = self._soft(assign, balance)
+        sorted_by = None if cluster_ids is None else Clusters.of(cluster_ids, self.clusters)
         self.register_buffer("cluster_ids", cluster_ids)
+        self.register_buffer("order", None if sorted_by is None else sorted_by.order, persistent=False)
+        self.register_buffer("starts", None if sorted_by is None else sorted_by.starts, persistent=False)
         self.register_buffer("assign", shares)
         self.register_buffer("prior", prior if balance else None)
 
@@ -101,23 +108,23 @@ class ClusterEntropy(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """The objective: a scalar, or [...] with ``reduction="none"``."""
-        values: Tensor = _ClosedForm.apply(self._u(logits), self.cluster_ids, self.assign, self.clusters, self.within)[
-            0
-        ]
-        if self.reduction == "none":
-            return values
-        return values.mean() if self.reduction == "mean" else values.sum()
+        u, measure = self._u(logits), self._measure(self.reduction)
+        value: Tensor = _ClosedForm.apply(u, measure)[0] if _inside_transform() else _Plain.apply(u, measure)
+        return value
 
     def value_and_slope(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The objective of each row, [...], and its slope by the logits, [..., M]; nothing is recorded for autograd."""
         u = self._u(logits.detach())
-        value, slope = _ClosedForm.forward(u, self.cluster_ids, self.assign, self.clusters, self.within)
+        value, slope = _ClosedForm.forward(u, self._measure("none"))
         return value, slope if self.temperature == 1 else slope / self.temperature
 
     def masses(self, logits: Tensor) -> Tensor:
         """q, [..., K]: the probability of each cluster; differentiable only in the ordinary way, term by term."""
-        log_p = _log_softmax(self._u(logits))
-        return _log_masses(log_p, self.cluster_ids, self.assign, self.clusters).exp()
+        log_p = log_softmax(self._u(logits))
+        return log_masses(log_p, self.cluster_ids, self.assign, self.clusters).exp()
+
+    def _measure(self, reduction: Reduction) -> _Measure:
+        return _Measure(self.cluster_ids, self.order, self.starts, self.assign, self.clusters, self.within, reduction)
 
     def _u(self, logits: Tensor) -> Tensor:
         u = logits if self.temperature == 1 else logits / self.temperature
@@ -127,27 +134,70 @@ class ClusterEntropy(nn.Module):
         return f"clusters={self.clusters}, temperature={self.temperature}, within={self.within}"
 
 
+class _Measure(NamedTuple):
+    """What ``ClusterEntropy`` computes, beside the logits."""
+
+    ids: Tensor | None
+    order: Tensor | None
+    starts: Tensor | None
+    shares: Tensor | None
+    clusters: int
+    within: float
+    reduction: Reduction
+
+
+def _reduced(value: Tensor, slope: Tensor, reduction: Reduction, lead: int = 0) -> tuple[Tensor, Tensor]:
+    """Over all axes of ``value`` but the first ``lead``."""
+    if reduction == "none" or value.dim() == lead:
+        return value, slope
+    axes = tuple(range(lead, value.dim()))
+    if reduction == "sum":
+        return value.sum(axes), slope
+    mean = value.mean(axes)
+    return mean, slope * (max(1, mean.numel()) / max(1, value.numel()))
+
+
+def _inside_transform() -> bool:
+    """Whether ``torch.func`` is at work; only then is the longer way through it taken."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+class _Plain(torch.autograd.Function):
+    """H of u [..., M], outside of ``torch.func``."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, measure: _Measure) -> Tensor:
+        value, slope = _ClosedForm.forward(u, measure)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                raise RuntimeError("cluster entropy has no second derivative; leave create_graph out")
+            if not grad.dim() and grad.device.type == "cpu" and float(grad) == 1:
+                return slope, None
+        return grad[..., None] * slope, None
+
+
 class _ClosedForm(torch.autograd.Function):
     """(H, dH/du) of u [..., M]; the second output is what the backward pass multiplies with."""
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(u: Tensor, measure: _Measure) -> tuple[Tensor, Tensor]:
+        ids, order, starts, shares, clusters, within, reduction = measure
+        if ids is None or order is None or starts is None:
+            return _reduced(*reference(u, ids, shares, clusters, within), reduction)
+        return _reduced(*value_and_slope(u, Clusters(ids, order, starts), within), reduction)
 
     @staticmethod
-    def forward(
-        u: Tensor, ids: Tensor | None, shares: Tensor | None, clusters: int, within: float
-    ) -> tuple[Tensor, Tensor]:
-        log_p = _log_softmax(u)
-        p = log_p.exp()
-        log_q = _finite(_log_masses(log_p, ids, shares, clusters))
-        entry = log_q[..., ids] if ids is not None else log_q @ _there(shares).to(u.dtype).T
-        value = -(p * entry).sum(-1)
-        surprise = entry + value[..., None]
-        if within:
-            log_p = _finite(log_p)
-            full = -(p * log_p).sum(-1)
-            surprise = torch.lerp(surprise, log_p + full[..., None], within)
-            value = torch.lerp(value, full, within)
-        return value, -p * surprise
+    def vmap(_info: Any, in_dims: tuple[int | None, ...], u: Tensor, measure: _Measure) -> tuple[Any, tuple[int, int]]:
+        """Rows are apart from each other, whatever axes they lie along; only the reduction must leave this one."""
+        assert in_dims[0] is not None
+        value, slope = _ClosedForm.apply(u.movedim(in_dims[0], 0), measure._replace(reduction="none"))
+        return _reduced(value, slope, measure.reduction, lead=1), (0, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG004
@@ -155,47 +205,18 @@ class _ClosedForm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, second = grads
         if second is not None:
             raise RuntimeError("cluster entropy has no second derivative")
         (slope,) = ctx.saved_tensors
-        return None if grad is None else grad[..., None] * slope, None, None, None, None
-
-
-def _log_softmax(u: Tensor) -> Tensor:
-    """As torch's, but all -inf where nothing is left to choose from."""
-    total = torch.logsumexp(u, -1, keepdim=True)
-    return u - torch.where(total == -torch.inf, 0.0, total)
-
-
-def _log_masses(log_p: Tensor, ids: Tensor | None, shares: Tensor | None, clusters: int) -> Tensor:
-    """ln q [..., K], -inf for a cluster without mass: the log-sum-exp of each segment, its own maximum taken out."""
-    if ids is None:
-        return (log_p.exp() @ _there(shares).to(log_p.dtype)).log()
-    where = ids.expand(log_p.shape)
-    room = (*log_p.shape[:-1], clusters)
-    lost = torch.full(room, -torch.inf, dtype=log_p.dtype, device=log_p.device)
-    top = torch.scatter_reduce(lost, -1, where, log_p.detach(), "amax")
-    top = torch.where(top == -torch.inf, 0.0, top)
-    parts = (log_p - top[..., ids]).exp()
-    return top + torch.scatter_add(torch.zeros_like(lost), -1, where, parts).log()
-
-
-def _finite(log: Tensor) -> Tensor:
-    """Logarithms of masses; those of nothing become 0, since 0 ln 0 is 0."""
-    return torch.where(log == -torch.inf, 0.0, log)
-
-
-def _there(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
+        return None if grad is None else grad[..., None] * slope, None
 
 
 def full_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """[...]: -sum_i p_i ln p_i in nats, the objective of Tent (Wang et al., ICLR 2021). Logits may be -inf."""
     log_p = torch.log_softmax(logits / temperature, -1)
-    return -(log_p.exp() * _finite(log_p)).sum(-1)
+    return -(log_p.exp() * finite(log_p)).sum(-1)
 
 
 def uniform_divergence(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -232,8 +253,8 @@ def semantic_entropy(
         shares = torch.bincount(groups).to(log_p.dtype) / draws
         return -(shares * shares.log()).sum()
     entries, first = _first_of_each(drawn)
-    log_masses = _log_masses(torch.log_softmax(log_p[entries], -1), groups[first], None, int(groups.max()) + 1)
-    return -(log_masses.exp() * _finite(log_masses)).sum()
+    log_q = log_masses(torch.log_softmax(log_p[entries], -1), groups[first], None, int(groups.max()) + 1)
+    return -(log_q.exp() * finite(log_q)).sum()
 
 
 def _first_of_each(drawn: Tensor) -> tuple[Tensor, Tensor]:
