@@ -148,6 +148,7 @@ class RowSlot:
         self.index: Tensor | None = None
         self.step: int | None = None
         self.tap: Tensor | None = None
+        self.held: Tensor | None = None
         self.not_finite: int | Tensor = 0
         self._given: Tensor | tuple[Tensor, Tensor] | None = None
 
@@ -156,13 +157,26 @@ class RowSlot:
         self.step = step
 
     def prepare(self, weight: Tensor) -> None:
-        """Make ``tap`` for a compiled network; ``ValueError`` for a choice whose count depends on the score."""
+        """Make ``tap`` for a compiled network; ``ValueError`` for a choice whose count is not known beforehand."""
+        self.tap = weight.new_zeros(()).expand(self._shape(weight)).requires_grad_()
+
+    def hold(self, weight: Tensor) -> Tensor:
+        """Room for the compact gradient, which lies there at every step from now on, as a CUDA graph of the optimiser
+        wants it; ``ValueError`` as in ``prepare``."""
+        self.held = weight.new_zeros(self._shape(weight))
+        return self.held
+
+    def _shape(self, weight: Tensor) -> tuple[int, ...]:
         k = self.choice.count(len(weight))
         if k is None:
             raise ValueError(
-                "rows by quantile, at random, or in blocks that do not divide a layer are not compiled: run it eagerly"
+                "rows by quantile, at random, or in blocks that do not divide a layer have no count: run them eagerly"
             )
-        self.tap = weight.new_zeros(()).expand(k, *weight.shape[1:]).requires_grad_()
+        return k, *weight.shape[1:]
+
+    def room(self, k: int) -> Tensor | None:
+        """Where a gradient of k rows is to be written, if that is fixed."""
+        return self.held if self._given is None and self.held is not None and len(self.held) == k else None
 
     def see(self, y: Tensor) -> None:
         """Add the outputs of a forward pass to the score."""
@@ -203,12 +217,15 @@ class RowSlot:
         if self._given is None and len(grad) <= self.factors:
             self._given = (grad, inputs)
         else:
-            self.give_rows(grad.t() @ inputs)
+            self.give_rows(torch.mm(grad.t(), inputs, out=self.room(grad.shape[1])))
 
     def give_rows(self, rows: Tensor) -> None:
         """The gradient of the active rows, [k, ...]; it is added to what was given before."""
         if isinstance(self._given, tuple):
             self._given = self._given[0].t() @ self._given[1]
+        room = self.room(len(rows))
+        if room is not None and rows is not room:
+            rows = room.copy_(rows)
         self._given = rows if self._given is None else self._given + rows
 
     def take(self) -> tuple[Tensor | None, Tensor | tuple[Tensor, Tensor] | None]:

@@ -93,13 +93,13 @@ def scored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, path: Path | N
     return y, row_score(y)
 
 
-def row_gradient(grad: Tensor, x: Tensor, index: Tensor, path: Path | None = None) -> Tensor:
-    """The rows ``index`` (int64[k]) of grad^T x: float[k, d_in] from grad [n, d_out] and x [n, d_in]."""
+def row_gradient(grad: Tensor, x: Tensor, index: Tensor, path: Path | None = None, out: Tensor | None = None) -> Tensor:
+    """The rows ``index`` (int64[k]) of grad^T x: float[k, d_in] from grad [n, d_out] and x [n, d_in], in ``out``."""
     if path_for(path, grad) == "triton":
         from . import row_sparse_linear_triton
 
-        return row_sparse_linear_triton.row_gradient(grad, x, index)
-    return grad.index_select(1, index).t() @ x
+        return row_sparse_linear_triton.row_gradient(grad, x, index, out)
+    return torch.mm(grad.index_select(1, index).t(), x, out=out)
 
 
 def conv_row_gradient(grad: Tensor, x: Tensor, index: Tensor, like: Tensor, geometry: Any) -> Tensor:
@@ -135,7 +135,7 @@ class _RowLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             rows = ctx.slot.rows()
             if ctx.path == "triton":
-                ctx.slot.give_rows(row_gradient(g, x, rows, ctx.path))
+                ctx.slot.give_rows(row_gradient(g, x, rows, ctx.path, ctx.slot.room(len(rows))))
             else:
                 ctx.slot.give(g.index_select(1, rows), x)
         dx = (g @ weight).view(ctx.shape) if ctx.needs_input_grad[0] else None

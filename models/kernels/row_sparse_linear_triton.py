@@ -159,22 +159,23 @@ def _gradient_kernel(
     tl.store(out + place, total.to(out.dtype.element_ty), mask=(row[:, None] < k) & (column[None, :] < d_in))
 
 
-def row_gradient(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
-    """[k, d_in] in the type of ``grad``."""
+def row_gradient(grad: Tensor, x: Tensor, index: Tensor, out: Tensor | None) -> Tensor:
+    """[k, d_in] in the type of ``grad``, in ``out`` where it is given."""
     (tokens, d_in), k = x.shape, len(index)
+    rows = torch.empty((k, d_in), dtype=grad.dtype, device=grad.device) if out is None else out
     if not (tokens and k and d_in):
-        return grad.new_zeros((k, d_in))
+        return rows.zero_()
     tiles = triton.cdiv(k, 64), triton.cdiv(d_in, 128)
     steps = triton.cdiv(tokens, STEP)
     share = STEP * triton.cdiv(steps, max(1, min(PROGRAMS // (tiles[0] * tiles[1]), steps // 4)))
     parts = triton.cdiv(tokens, share)
-    out = torch.empty((parts, k, d_in), dtype=grad.dtype if parts == 1 else torch.float32, device=grad.device)
+    to = rows if parts == 1 else torch.empty((parts, k, d_in), dtype=torch.float32, device=grad.device)
     with torch.cuda.device_of(grad):
         _gradient_kernel[(*tiles, parts)](
-            grad, x, index, out, tokens, k, d_in, share, *grad.stride(), *x.stride(),
+            grad, x, index, to, tokens, k, d_in, share, *grad.stride(), *x.stride(),
             ROWS=64, COLUMNS=128, STEP=STEP, WIDEN=x.device.type == "cpu", num_warps=4, num_stages=3,
         )  # fmt: skip
-    return out[0] if parts == 1 else out.sum(0).to(grad.dtype)
+    return rows if parts == 1 else rows.copy_(to.sum(0))
 
 
 def probe(device: torch.device) -> None:

@@ -98,7 +98,7 @@ def test_a_count_known_beforehand() -> None:
     assert [Choice(0.7, block_rows=size).count(64) for size in (1, 16, 10)] == [20, 32, None]
     assert Choice(0.7, select="random").count(64) is None
     assert Choice(0.7, quantile=True).count(64) is None
-    with pytest.raises(ValueError, match="run it eagerly"):
+    with pytest.raises(ValueError, match="run them eagerly"):
         RowSlot(Choice(0.7, quantile=True)).prepare(torch.zeros(4, 2))
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from driftway.adapt.benchmarks import floors
+from driftway.adapt.benchmarks import row_sparse_linear as bench
 from driftway.models.kernels.row_choice import Choice, RowSlot
 from driftway.models.kernels.row_sparse_linear import row_gradient, row_sparse_conv, row_sparse_linear, scored_linear
 from driftway.models.kernels.selection import triton_works
@@ -164,6 +166,26 @@ def test_a_slot_starts_anew() -> None:
     assert slot.take() == (None, None)
 
 
+def test_a_gradient_may_have_a_place_of_its_own() -> None:
+    """The first of a step lies there; what is added to it does not change it, nor does a gradient of other rows."""
+    weight, slot = random(20, 6, grad=True), RowSlot(Choice(0.7))
+    held = slot.hold(weight).fill_(torch.nan)
+    for seed in (1, 2):
+        x = random(9, 6, seed=seed)
+        torch.autograd.grad(row_sparse_linear(x, weight, None, slot).square().sum(), weight, allow_unused=True)
+        (dense,) = torch.autograd.grad(F.linear(x, weight).square().sum(), weight)
+        index, rows = compact(slot)
+        assert rows.data_ptr() == held.data_ptr()
+        torch.testing.assert_close(held, dense[index], rtol=1e-5, atol=1e-5)
+    for _ in range(2):
+        torch.autograd.grad(row_sparse_linear(x, weight, None, slot).square().sum(), weight, allow_unused=True)
+    index, rows = compact(slot)
+    torch.testing.assert_close(rows, 2 * dense[index], rtol=1e-5, atol=1e-5)
+    x[0, 0] = torch.nan
+    torch.autograd.grad(row_sparse_linear(x, weight, None, slot).square().sum(), weight, allow_unused=True)
+    assert compact(slot)[1].shape == (20, 6)
+
+
 def test_rows_do_not_depend_on_the_loss() -> None:
     weight, x = random(20, 6, grad=True), random(4, 6, seed=1)
     chosen = []
@@ -267,6 +289,18 @@ def test_operators_keep_their_promises() -> None:
     torch.library.opcheck(torch.ops.driftway.row_gradient, (random(5, 7), random(5, 3), torch.tensor([1, 4])))
 
 
+def test_its_benchmark_has_one_row_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROUNDS": 1, "ROUND_SECONDS": 0.0, "SIDE": {"cpu": 16}, "COPIED": {"cpu": 1024}}.items():
+        monkeypatch.setattr(floors, name, value)
+    for name, value in {"WEIGHT": (64, 32), "TOKENS": (4, 9), "WIDTH": 32, "STEP_TOKENS": 5}.items():
+        monkeypatch.setattr(bench, name, {"cpu": value})
+    floors.floors.cache_clear()
+    rows = bench.measure("cpu")
+    floors.floors.cache_clear()
+    assert len({row["case"] for row in rows}) == len(rows) == 4 + 2 + 2
+    assert all(row["ratio"] == pytest.approx(row["peer"] / row["ours"]) for row in rows)
+
+
 INTERPRETED = """
 import torch
 from driftway.models.kernels import row_sparse_linear_triton as kernels, selection
@@ -288,7 +322,9 @@ for dtype, close in ((torch.bfloat16, 0.03), (torch.float32, 1e-5)):
             found = row_gradient(grad, x, index, "triton").double()
             expected = row_gradient(grad.double(), x.double(), index)
             torch.testing.assert_close(found, expected, rtol=close, atol=40 * close)
-            assert torch.equal(found, row_gradient(grad, x, index, "triton").double())
+            out = empty(len(index), d_in, dtype=dtype).fill_(torch.nan)
+            assert torch.equal(found, row_gradient(grad, x, index, "triton", out).double())
+            assert torch.equal(found, out.double())
     for shape in ((3, 5, 7), (2, 4, 3, 3), (0, 4, 3), (1, 2, 40, 40)):
         y = draw(*shape)
         for given in (y, y.movedim(1, -1).contiguous().movedim(-1, 1)):

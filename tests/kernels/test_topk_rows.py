@@ -10,6 +10,8 @@ from pathlib import Path as File
 
 import pytest
 import torch
+from driftway.adapt.benchmarks import floors
+from driftway.adapt.benchmarks import topk_rows as bench
 from driftway.models.kernels.selection import triton_works
 from driftway.models.kernels.topk_rows import Layers, Path, block_scores, topk_rows
 from torch import Tensor
@@ -118,6 +120,18 @@ def test_both_are_operators_that_compile_in_one_graph() -> None:
         (torch.ops.driftway.block_scores, (score.view(4, 8), 3, 2)),
     ):
         torch.library.opcheck(op, given)
+
+
+def test_its_benchmark_has_one_row_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROUNDS": 1, "ROUND_SECONDS": 0.0, "SIDE": {"cpu": 16}, "COPIED": {"cpu": 1024}}.items():
+        monkeypatch.setattr(floors, name, value)
+    monkeypatch.setattr(bench, "WIDTHS", (10, 20))
+    monkeypatch.setattr(bench, "MATRIX", {"cpu": (64, 64)})
+    floors.floors.cache_clear()
+    rows = bench.measure("cpu")
+    floors.floors.cache_clear()
+    assert len({row["case"] for row in rows}) == len(rows) == 2 + 1 + 3
+    assert all(row["ratio"] == pytest.approx(row["peer"] / row["ours"]) for row in rows)
 
 
 INTERPRETED = """
