@@ -40,12 +40,12 @@ HORIZONTAL = "Horizontal: slots, of equal length in the stream’s time. A line 
 
 
 def entropy(rate: float) -> float:
-    """Log loss of always answering with the share of clicks itself: ``-r log r - (1 - r) log(1 - r)``.
+    """Log loss of always answering with the share of clicks itself: ``r log 1/r + (1 - r) log 1/(1 - r)``.
 
     >>> round(entropy(0.5), 4), entropy(0.0)
     (0.6931, 0.0)
     """
-    return -sum(p * math.log(p) for p in (rate, 1 - rate) if p > 0)
+    return sum(p * math.log(1 / p) for p in (rate, 1 - rate) if p > 0)
 
 
 def click_figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
