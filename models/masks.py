@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .kernels.topk_rows import block_scores
+
 Granularity = Literal["element", "row", "block"]
 
 MIN_ENTRIES = 1024
@@ -118,12 +120,7 @@ class Granules:
         """float[n]: the mean of ``values`` (of the weight's shape) over each granule."""
         if self.block == (1, 1):
             return values.reshape(-1)
-        (rows, rest), (high, wide), (down, across) = self.matrix, self.block, self.grid
-        table = values.reshape(rows, rest)
-        if not self.even:
-            table = nn.functional.pad(table, (0, across * wide - rest, 0, down * high - rows))
-        total = table.reshape(down, high, across, wide).sum((1, 3)).flatten()
-        return total / (high * wide if self.even else self.sizes(values.device))
+        return block_scores(values.reshape(self.matrix), self.block)
 
     def spread(self, chosen: Tensor) -> Tensor:
         """bool of the weight's shape out of bool[n]."""

@@ -144,18 +144,21 @@ def _blocks(table: Tensor, high: int, wide: int, path: Path | None = None) -> Te
         from . import topk_rows_triton
 
         return topk_rows_triton.blocks(table, high, wide)
-    long = _long(table.dtype)
-    (rows, columns), (down, across) = table.shape, _grid(table, high, wide)
-    if way == "numpy" and (rows, columns) == (down * high, across * wide):
-        cells = table.reshape(down, high, across, wide)
-        cells = cells.sum(3, dtype=long, keepdim=True) if wide > 1 else cells  # the near ones first: it is faster
-        return cells.sum((1, 3), dtype=long).flatten().div_(high * wide)
-    padded = torch.nn.functional.pad(table.to(long), (0, across * wide - columns, 0, down * high - rows))
+    long, (rows, columns), (down, across) = _long(table.dtype), table.shape, _grid(table, high, wide)
+    even = (rows, columns) == (down * high, across * wide)
+    if not even:
+        table = torch.nn.functional.pad(table, (0, across * wide - columns, 0, down * high - rows))
+    cells = table.reshape(down, high, across, wide)
+    if way == "numpy" and wide > 1:  # the near ones first: it is faster
+        cells = cells.sum(3, dtype=long, keepdim=True)
+    total = cells.sum((1, 3), dtype=long)
+    if even:
+        return total.flatten().div_(high * wide)
     sizes = [
         torch.arange(n, device=table.device).mul(-b).add(m).clamp(max=b)
         for n, b, m in ((down, high, rows), (across, wide, columns))
     ]
-    return padded.reshape(down, high, across, wide).sum((1, 3)).div_(torch.outer(*sizes)).flatten()
+    return total.div_(torch.outer(*sizes)).flatten()
 
 
 def _grid(table: Tensor, high: int, wide: int) -> tuple[int, int]:

@@ -147,12 +147,12 @@ def poisoned(*a, **named):
 topk_rows_triton.torch.empty = poisoned
 topk_rows_triton.LANES = 128  # several rounds
 for dtype in (torch.float32, torch.bfloat16):
-    for d, k in ((1, 1), (7, 0), (33, 7), (300, 100), (300, 300)):
+    for d, k in ((7, 0), (200, 70), (33, 33)):
         for score in (torch.randint(-5, 6, (d,), generator=g), torch.randn(3, d, generator=g)):
             score = score.to(dtype)
             assert torch.equal(topk_rows(score, k, "triton"), topk_rows(score, k, "torch")), (d, k)
-    layers = Layers.of((5, 300, 0, 9), (2, 30, 0, 0))
-    score = torch.randn(314, generator=g).to(dtype)
+    layers = Layers.of((5, 200, 0, 9), (2, 30, 0, 0))
+    score = torch.randn(214, generator=g).to(dtype)
     score[3], score[17], score[18], score[19] = torch.nan, torch.inf, -torch.inf, -torch.nan
     assert torch.equal(topk_rows(score, layers, "triton"), topk_rows(score, layers, "torch"))
     for shape, block in (((70, 50), (16, 16)), ((33,), 16), ((5, 7), (2, 3)), ((6, 90), (6, 1))):
