@@ -23,7 +23,6 @@ exponential that runs in vectors; "triton" (CUDA) does so on a GPU. None chooses
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -49,7 +48,7 @@ class Readout(NamedTuple):
 
 def path_for(path: Path | None, tensor: Tensor) -> Path:
     """The asked path, else by device; without a Triton that works there, the contract."""
-    return choose(path, "sketch", tensor, "compiled", "torch")
+    return choose(path, "sketch", tensor, "torch" if torch.compiler.is_compiling() else "compiled", "torch")
 
 
 def new_planes(d: int, arrays: int, bits: int, seed: int) -> Tensor:
@@ -76,7 +75,7 @@ def hash_rows(h: Tensor, planes: Tensor, bits: int, path: Path | None = None) ->
         _pack(sides.numpy(), bits, found)
         return torch.from_numpy(found)
     if path == "triton":
-        return _triton().pack(sides, bits)
+        return _pack_op(sides, bits)
     above = (sides > 0).reshape(len(h), arrays, bits)
     return (above << torch.arange(bits, device=h.device)).sum(2).to(torch.int32)
 
@@ -121,7 +120,7 @@ def read(
             _read_values(*given, y.numpy(), said.numpy(), n.numpy())
         return Readout(y, said, n)
     if path == "triton":
-        return Readout(*_triton().read(table, buckets, base, inverse, prior))
+        return Readout(*_read_op(table, buckets, base, inverse, prior))
     arrays, values = table.shape[1], base.shape[1]
     cells = table[:, torch.arange(arrays, device=table.device), buckets.long()].sum(0)  # [B, K, 1 + 2 V]
     n, known = cells[..., 0], cells[..., 0] > 0
@@ -262,7 +261,7 @@ def write(
         return
     rows = torch.cat([torch.ones_like(weight)[:, None], y, base], 1).to(table.dtype) * weight.to(table.dtype)[:, None]
     if path == "triton":
-        _triton().write(table[slot], buckets, rows)
+        _write_op(table[slot], buckets, rows)
     else:
         arrays = torch.arange(table.shape[1], device=table.device).expand(buckets.shape)
         table[slot].index_put_((arrays, buckets.long()), rows[:, None].expand(-1, table.shape[1], -1), accumulate=True)
@@ -298,9 +297,34 @@ def _write_values(cells: Any, buckets: Any, y: Any, base: Any, weight: Any) -> N
 # --- on a GPU -------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _triton() -> Any:
-    """The kernels; Triton is imported only where they are asked for."""
+@torch.library.custom_op("driftway::sketch_pack", mutates_args=())
+def _pack_op(sides: Tensor, bits: int) -> Tensor:
     from . import sketch_triton
 
-    return sketch_triton
+    return sketch_triton.pack(sides, bits)
+
+
+@_pack_op.register_fake
+def _(sides: Tensor, bits: int) -> Tensor:
+    return sides.new_empty((len(sides), sides.shape[1] // bits), dtype=torch.int32)
+
+
+@torch.library.custom_op("driftway::sketch_read", mutates_args=())
+def _read_op(
+    table: Tensor, buckets: Tensor, base: Tensor, inverse: float, prior: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import sketch_triton
+
+    return sketch_triton.read(table, buckets, base, inverse, prior)
+
+
+@_read_op.register_fake
+def _(table: Tensor, _buckets: Tensor, base: Tensor, *_rest: float) -> tuple[Tensor, Tensor, Tensor]:
+    return table.new_empty(base.shape), table.new_empty(base.shape), table.new_empty(len(base))
+
+
+@torch.library.custom_op("driftway::sketch_write", mutates_args=("cells",))
+def _write_op(cells: Tensor, buckets: Tensor, rows: Tensor) -> None:
+    from . import sketch_triton
+
+    sketch_triton.write(cells, buckets, rows)

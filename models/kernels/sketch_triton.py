@@ -1,7 +1,8 @@
-"""Triton kernels of the sketch memory: bits to bucket numbers, reading, writing. One program a row (and array).
+"""Triton kernels of the sketch memory: bits to bucket numbers and reading, one program a row; writing.
 
 The contract is in ``sketch.py``. Importing this module needs Triton; under ``TRITON_INTERPRET=1`` it runs on a CPU.
-Writes are atomic additions, so sums of fractions are exact only up to their order.
+Writes are deterministic: rows are sorted by bucket, and the first of each bucket's rows adds all of them to it, in the
+order in which they were given, as the compiled loop does. No atomics.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+SORTED = 128
+"""Sorted rows a program looks at."""
+
 
 @triton.jit
 def _pack_kernel(sides: tl.tensor, found: tl.tensor, arrays: tl.tensor, bits: tl.tensor, LANES: tl.constexpr) -> None:
-    row, lane = tl.program_id(0), tl.arange(0, LANES)
+    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     inside = lane < arrays
     code = tl.zeros((LANES,), tl.int32)
     for j in range(bits):
@@ -28,7 +32,8 @@ def pack(sides: Tensor, bits: int) -> Tensor:
     rows, arrays = len(sides), sides.shape[1] // bits
     found = torch.empty((rows, arrays), dtype=torch.int32, device=sides.device)
     if rows:
-        _pack_kernel[(rows,)](sides.contiguous(), found, arrays, bits, LANES=triton.next_power_of_2(arrays))
+        with torch.cuda.device_of(sides):
+            _pack_kernel[(rows,)](sides.contiguous(), found, arrays, bits, LANES=triton.next_power_of_2(arrays))
     return found
 
 
@@ -36,17 +41,16 @@ def pack(sides: Tensor, bits: int) -> Tensor:
 def _read_kernel(
     table: tl.tensor, buckets: tl.tensor, base: tl.tensor, inverse: tl.tensor, prior: tl.tensor,
     y: tl.tensor, said: tl.tensor, n: tl.tensor,
-    slots: tl.tensor, arrays: tl.tensor, size: tl.tensor, values: tl.tensor, LANES: tl.constexpr,
+    slots: tl.tensor, step: tl.tensor, arrays: tl.tensor, size: tl.tensor, values: tl.tensor, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
-    row, lane = tl.program_id(0), tl.arange(0, LANES)
+    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     inside = lane < arrays
     wide = 1 + 2 * values
     at = tl.load(buckets + row * arrays + lane, mask=inside, other=0).to(tl.int64)
     cell = table + (lane.to(tl.int64) * size + at) * wide
-    step = arrays.to(tl.int64) * size * wide
     counts = tl.load(cell, mask=inside, other=0.0)
     for r in range(1, slots):
-        counts += tl.load(cell + r * step, mask=inside, other=0.0)
+        counts += tl.load(cell + tl.cast(r, tl.int64) * step, mask=inside, other=0.0)
     known = counts > 0
     top = tl.max(counts, 0)
     a = tl.where(known, tl.exp((counts - top) * inverse), 0.0)
@@ -59,8 +63,8 @@ def _read_kernel(
         labels = tl.zeros((LANES,), counts.dtype)
         answers = tl.zeros((LANES,), counts.dtype)
         for r in range(slots):
-            labels += tl.load(cell + r * step + 1 + v, mask=inside, other=0.0)
-            answers += tl.load(cell + r * step + 1 + values + v, mask=inside, other=0.0)
+            labels += tl.load(cell + tl.cast(r, tl.int64) * step + 1 + v, mask=inside, other=0.0)
+            answers += tl.load(cell + tl.cast(r, tl.int64) * step + 1 + values + v, mask=inside, other=0.0)
         heard = tl.sum(each * (labels + prior * own), 0)
         told = tl.sum(each * (answers + prior * own), 0)
         tl.store(y + row * values + v, tl.where(weight > 0, heard, own))
@@ -73,38 +77,47 @@ def read(table: Tensor, buckets: Tensor, base: Tensor, inverse: float, prior: fl
     base = base.to(table.dtype).contiguous()
     y, said, n = torch.empty_like(base), torch.empty_like(base), torch.empty_like(base[:, 0])
     if len(base):
-        _read_kernel[(len(base),)](
-            table, buckets.contiguous(), base, inverse, prior, y, said, n,
-            slots, arrays, size, base.shape[1], LANES=triton.next_power_of_2(arrays),
-        )  # fmt: skip
+        with torch.cuda.device_of(table):
+            _read_kernel[(len(base),)](
+                table, buckets.contiguous(), base, inverse, prior, y, said, n,
+                slots, table.stride(0), arrays, size, base.shape[1], LANES=triton.next_power_of_2(arrays),
+            )  # fmt: skip
     return y, said, n
 
 
 @triton.jit
 def _write_kernel(
-    cells: tl.tensor,
-    buckets: tl.tensor,
-    rows: tl.tensor,
-    arrays: tl.tensor,
-    size: tl.tensor,
-    wide: tl.tensor,
-    LANES: tl.constexpr,
-) -> None:
-    row, lane = tl.program_id(0), tl.arange(0, LANES)
-    inside = lane < arrays
-    at = tl.load(buckets + row * arrays + lane, mask=inside, other=0).to(tl.int64)
-    cell = cells + (lane.to(tl.int64) * size + at) * wide
+    cells: tl.tensor, ordered: tl.tensor, order: tl.tensor, rows: tl.tensor, count: tl.tensor, size: tl.tensor,
+    wide: tl.tensor, LANES: tl.constexpr,
+) -> None:  # fmt: skip
+    array, place = tl.program_id(0).to(tl.int64), tl.program_id(1) * LANES + tl.arange(0, LANES)
+    ordered += array * count
+    order += array * count
+    inside = place < count
+    bucket = tl.load(ordered + place, mask=inside, other=-1)
+    former = tl.load(ordered + place - 1, mask=inside & (place > 0), other=-1)
+    first = inside & (bucket != former)
+    cell = cells + (array * size + bucket) * wide
     for j in range(wide):
-        value = tl.load(rows + row * wide + j)
-        tl.atomic_add(cell + j, tl.zeros((LANES,), value.dtype) + value, mask=inside)
+        total = tl.load(cell + j, mask=first, other=0.0)
+        at, active = place, first
+        while tl.max(active.to(tl.int32), 0) > 0:
+            row = tl.load(order + at, mask=active, other=0)
+            total += tl.load(rows + row * wide + j, mask=active, other=0.0)
+            at += 1
+            active = active & (at < count) & (tl.load(ordered + at, mask=at < count, other=-1) == bucket)
+        tl.store(cell + j, total, mask=first)
 
 
 def write(cells: Tensor, buckets: Tensor, rows: Tensor) -> None:
     """Add rows (float[B, 1 + 2 V], already weighted) to the buckets of one slot, in place."""
     arrays, size, wide = cells.shape
     if len(rows):
-        lanes = triton.next_power_of_2(arrays)
-        _write_kernel[(len(rows),)](cells, buckets.contiguous(), rows.contiguous(), arrays, size, wide, LANES=lanes)
+        ordered, order = torch.sort(buckets.t().contiguous(), dim=1, stable=True)
+        with torch.cuda.device_of(cells):
+            _write_kernel[(arrays, triton.cdiv(len(rows), SORTED))](
+                cells, ordered, order, rows.contiguous(), len(rows), size, wide, LANES=SORTED
+            )
 
 
 def probe(device: torch.device) -> None:

@@ -221,6 +221,13 @@ for values, slots, arrays, bits in ((1, 1, 7, 3), (3, 2, 4, 2)):
         for slot in range(slots):
             s.write(table, slot, buckets[0][:6], y[:6], base[:6], torch.ones(6), path)
     torch.testing.assert_close(*tables)
+    if values == 1:  # in many rounds of the kernel: the bits of the loop that adds one row after the other
+        both = [s.new_table(arrays, bits, 1, 1, torch.float32) for _ in range(2)]
+        many = torch.randint(0, 8, (140, arrays), generator=g, dtype=torch.int32)
+        fractions = torch.rand(140, generator=g)
+        for table, path in zip(both, ("triton", "compiled")):
+            s.write(table, 0, many, fractions[:, None], fractions[:, None], fractions, path)
+        assert torch.equal(*both)
     for total, prior in ((0.0, 0.0), (6.0 * slots, 0.0), (6.0 * slots, 2.0)):
         found = [s.read(tables[0], buckets[0], base, total=total, prior=prior, path=p) for p in ("torch", "triton")]
         for one, other in zip(*found):
