@@ -20,6 +20,7 @@ BENCHMARKS = {
     "continual-eval": ("continual_eval:measure", "evaluation at every update, and a training step, beside Avalanche's"),
     "tta": ("tta:measure", "a step of test-time adaptation beside plain PyTorch loops"),
     "tta-compiled": ("tta:measure_compiled", "the same, compiled, for one row (minutes of compiling)"),
+    "edge": ("edge:measure", "a step of an exported bundle beside PyTorch: time, memory, start (five minutes)"),
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
     "centaur": ("centaur:measure", "a planner's answer with the gradient of the last frame in the background"),
     "centaur-study": ("centaur_study:measure", "driving under shift: centaur and its controls, five planners"),
@@ -31,7 +32,7 @@ BENCHMARKS = {
 }
 """name -> (``module:function`` in this folder, what it measures)."""
 
-SLOW = ("kernels", "acu", "acu-baselines", "centaur-study", "driftmoe-table", "tta-compiled", "reloop2-table")
+SLOW = ("kernels", "acu", "acu-baselines", "centaur-study", "driftmoe-table", "edge", "tta-compiled", "reloop2-table")
 """Run only when asked for by name."""
 
 Row = dict[str, Any]
