@@ -49,7 +49,7 @@ def row_sparse_linear(
         return y
     if torch.compiler.is_compiling():
         return _compiled(x, weight, bias, slot)
-    out: Tensor = _RowLinear.apply(x, weight, bias, slot, path_for(path, x))
+    out: Tensor = _RowLinear.apply(x, weight, bias, slot, path)
     return out
 
 
@@ -76,7 +76,7 @@ def row_sparse_conv(
             return y
         tap = _tap(slot)
         return _Tapped.apply(y, x, slot.first_rows(row_score(y, slot.choice.score)), tap, geometry)
-    out: Tensor = _RowConv.apply(x, weight, bias, slot, geometry, path_for(path, x))
+    out: Tensor = _RowConv.apply(x, weight, bias, slot, geometry, path)
     return out
 
 
@@ -90,7 +90,16 @@ def scored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, path: Path | N
 
         return row_sparse_linear_triton.linear(x, weight, bias)
     y = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
-    return y, row_score(y)
+    return y, output_score(y, path)
+
+
+def output_score(y: Tensor, path: Path | None = None) -> Tensor:
+    """The sum of |y| over tokens, of outputs [n, d] or [n, d, *positions]; on a GPU in one pass, of float32 too."""
+    if y.dtype.itemsize <= 4 and choose(path, "row_sparse_linear", y, "compact", "compact") == "triton":
+        from . import row_sparse_linear_triton
+
+        return row_sparse_linear_triton.score(y)
+    return row_score(y)
 
 
 def row_gradient(grad: Tensor, x: Tensor, index: Tensor, path: Path | None = None, out: Tensor | None = None) -> Tensor:
@@ -115,7 +124,7 @@ def conv_row_gradient(grad: Tensor, x: Tensor, index: Tensor, like: Tensor, geom
 
 class _RowLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, path: Path) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, path: Path | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if slot.choice.score == "sum_abs":
             y, score = scored_linear(rows, weight, bias, path)
@@ -124,7 +133,7 @@ class _RowLinear(torch.autograd.Function):
             y = F.linear(rows, weight, bias)
             slot.see(y)
         ctx.save_for_backward(rows, weight)
-        ctx.slot, ctx.shape, ctx.path = slot, x.shape, path
+        ctx.slot, ctx.shape, ctx.path = slot, x.shape, path_for(path, x)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -145,15 +154,10 @@ class _RowLinear(torch.autograd.Function):
 class _RowConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, geometry: Any, path: Path
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, geometry: Any, path: Path | None
     ) -> Tensor:
         y: Tensor = torch.ops.aten.convolution(x, weight, bias, *geometry)
-        if path == "triton" and slot.choice.score == "sum_abs":
-            from . import row_sparse_linear_triton
-
-            slot.add(row_sparse_linear_triton.score(y))
-        else:
-            slot.see(y)
+        slot.add(output_score(y, path) if slot.choice.score == "sum_abs" else row_score(y, "token_l1"))
         ctx.save_for_backward(x, weight)
         ctx.slot, ctx.geometry = slot, geometry
         return y

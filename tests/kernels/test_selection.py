@@ -99,7 +99,8 @@ triton.runtime.jit.JITFunction.run = compile_only
 torch.testing.assert_close = lambda *_, **__: None
 for file in sorted(Path(kernels.__file__).parent.glob("*_triton.py")):
     module = importlib.import_module(f"{kernels.__name__}.{file.stem}")
-    module.probe(torch.device("cpu"))
+    if hasattr(module, "probe"):  # else it holds what kernels of others are made of
+        module.probe(torch.device("cpu"))
     names = [name for name, value in vars(module).items() if name.endswith("_kernel")]
     assert set(names) <= set(done), (file.stem, sorted(set(names) - set(done)))
 print("all", len(done) > 0)
