@@ -196,7 +196,7 @@ class RowSlot:
             assert self.score is not None, "no forward pass was seen"
             if self.score.device.type != "cpu" and self.choice.count(len(self.score)) is not None:
                 self.together.choose(self.score.device)
-            elif bool(self.score.isfinite().all()):
+            elif np.isfinite(self.score.numpy(force=True)).all():
                 self.index = self.choice.rows(self.score, (*self.seed, self.step or 0))
             else:
                 self.not_finite = self.not_finite + 1

@@ -148,6 +148,8 @@ def _blocks(table: Tensor, high: int, wide: int, path: Path | None = None) -> Te
     even = (rows, columns) == (down * high, across * wide)
     if not even:
         table = torch.nn.functional.pad(table, (0, across * wide - columns, 0, down * high - rows))
+    if even and high == 1:
+        return table.reshape(-1, wide).mean(1, dtype=long)
     cells = table.reshape(down, high, across, wide)
     if way == "numpy" and wide > 1:  # the near ones first: it is faster
         cells = cells.sum(3, dtype=long, keepdim=True)
