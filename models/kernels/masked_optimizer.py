@@ -10,7 +10,7 @@ its own, so that one that wakes late is bias-corrected like a fresh one (ours). 
 [k, side, side], any number beyond the edge.
 
 ``path``: "torch" is the contract (any device, any type); "compiled" (CPU) is one pass over memory, which leaves out
-blocks, and pieces of 256 entries, without active ones; "triton" (CUDA, float32 and bfloat16) is one launch. None
+blocks, and pieces of 1024 entries, without active ones; "triton" (CUDA, float32 and bfloat16) is one launch. None
 chooses. Both are operators of PyTorch (``driftway::masked_optimizer``, ``driftway::block_masked_optimizer``), which
 ``torch.compile`` passes by as they are.
 """

@@ -24,9 +24,10 @@ from .update_rules_compiled import (
 WORDS = ACROSS = EXTRA
 """Own columns of the table: the address of the packed mask, or how many blocks stand side by side."""
 ROWS = MORE
-CHUNK = 256
+CHUNK = 1024
 """Entries that are left out together where none of them is active."""
-BITS = np.zeros(1, np.uint32)
+WORD = np.zeros(1, np.uint32)
+BIT = np.uint32(1) << np.arange(32, dtype=np.uint32)
 HALVES = np.zeros(1, np.uint16)
 
 
@@ -35,14 +36,16 @@ HALVES = np.zeros(1, np.uint16)
 
 @inner
 def _unpack(words: Any, on: Any) -> bool:
-    """on[j] = bit j of the words; whether any is set."""
+    """on[k, j] = bit j of word k, where it is; whether any is set."""
     found = np.uint32(0)
     for k in range(words.size):
         found |= words[k]
     if found == 0:
         return False
-    for j in range(on.size):
-        on[j] = (words[j >> 5] >> np.uint32(j & 31)) & np.uint32(1)
+    for k in range(words.size):
+        word = words[k]
+        for j in range(32):
+            on[k, j] = word & BIT[j]
     return True
 
 
@@ -101,22 +104,24 @@ def _count(line: Any) -> float:
 @compiled
 def update_entries(table: Any, rates: Any, moments: int, like: Any) -> None:
     """like: an array of the type of weights, moments and gradients. Counts say the number of this update already."""
-    on, memo = np.empty(CHUNK, np.uint32), np.full(MEMO, -1.0)
+    on, memo = np.empty((CHUNK // 32, 32), np.uint32), np.full(MEMO, -1.0)
+    flat = on.reshape(CHUNK)
     for p in range(len(table)):
         line = table[p]
         if moments == 2:
             bias_corrected(rates, p, _count(line), memo)
         for at in range(0, line[WIDTH], CHUNK):
             n = min(CHUNK, line[WIDTH] - at)
-            if _unpack(array_at(line[WORDS], at // 32, (n + 31) // 32, BITS), on[:n]):
+            if _unpack(array_at(line[WORDS], at // 32, (n + 31) // 32, WORD), on):
                 w, g = array_at(line[WEIGHT], at, n, like), array_at(line[GRAD], at, n, like)
-                _update_chunk(line, rates, p, at, w, on[:n], g, moments, memo)
+                _update_chunk(line, rates, p, at, w, flat[:n], g, moments, memo)
 
 
 @compiled
 def update_short_entries(table: Any, rates: Any, moments: int, random: bool) -> None:
     """The same for weights in bfloat16, moments and gradients in float32."""
-    on, memo = np.empty(CHUNK, np.uint32), np.full(MEMO, -1.0)
+    on, memo = np.empty((CHUNK // 32, 32), np.uint32), np.full(MEMO, -1.0)
+    flat = on.reshape(CHUNK)
     bits, new = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint16)
     for p in range(len(table)):
         line = table[p]
@@ -124,15 +129,15 @@ def update_short_entries(table: Any, rates: Any, moments: int, random: bool) -> 
             bias_corrected(rates, p, _count(line), memo)
         for at in range(0, line[WIDTH], CHUNK):
             n = min(CHUNK, line[WIDTH] - at)
-            if not _unpack(array_at(line[WORDS], at // 32, (n + 31) // 32, BITS), on[:n]):
+            if not _unpack(array_at(line[WORDS], at // 32, (n + 31) // 32, WORD), on):
                 continue
             half, g = array_at(line[WEIGHT], at, n, HALVES), array_at(line[GRAD], at, n, FLOATS)
             widen(half, bits)
-            _update_chunk(line, rates, p, at, bits.view(np.float32)[:n], on[:n], g, moments, memo)
+            _update_chunk(line, rates, p, at, bits.view(np.float32)[:n], flat[:n], g, moments, memo)
             key = row_key(line, at >> 32, _count(line)) if random else np.uint32(0)
             narrow(bits, new[:n], random, key, at)
             for j in range(n):
-                half[j] = new[j] if on[j] else half[j]
+                half[j] = new[j] if flat[j] else half[j]
 
 
 # --- block masks ----------------------------------------------------------------------------------------------------

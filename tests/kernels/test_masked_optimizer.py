@@ -35,7 +35,7 @@ from torch import Tensor
 
 RATES = Rates(0.01, 0.9, 0.999, 1e-8, 0.1)
 PATHS: list[Path] = ["torch", "compiled"]
-SHAPES = [(7, 5), (1, 1), (129,), (16, 3, 3, 3), (3, 300), (4, 0)]
+SHAPES = [(7, 5), (1, 1), (129,), (16, 3, 3, 3), (3, 700), (4, 0)]
 MATRICES = [(40, 33), (16, 16), (1, 5), (70, 16)]
 LONG = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 Update = EntryUpdate | BlockUpdate
