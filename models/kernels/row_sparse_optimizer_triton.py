@@ -22,7 +22,7 @@ LANES = 2048
 def _rows_kernel(
     where: tl.tensor, rates: tl.tensor, tensor: tl.tensor, row: tl.tensor,
     TYPE: tl.constexpr, GRAD_TYPE: tl.constexpr, MOMENTS: tl.constexpr, COUNTED: tl.constexpr, RANDOM: tl.constexpr,
-    EVEN: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr,
+    EVEN: tl.constexpr, LANES: tl.constexpr, ROUNDS: tl.constexpr, COLUMNS: tl.constexpr,
     WEIGHT: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr,
     WIDTH: tl.constexpr, START: tl.constexpr, SEED: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -44,8 +44,8 @@ def _rows_kernel(
     key = tl.full((), 0, tl.uint32)
     if RANDOM:
         key = row_key(tl.load(line + SEED), i, count)
-    for begin in range(0, width, LANES):
-        at = begin + tl.arange(0, LANES)
+    for turn in range(ROUNDS):
+        at = turn * LANES + tl.arange(0, LANES)
         inside = at < width
         slope = tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
         update(
@@ -75,8 +75,9 @@ def update_rows(
     lanes = min(LANES, max(64, triton.next_power_of_2(widest)))
     with torch.cuda.device_of(where):
         _rows_kernel[(len(row),)](
-            where, rates, tensor, row, TYPES[types[0]], TYPES[types[1]], moments, counted, random, even, lanes,
-            COLUMNS, WEIGHT, FIRST, SECOND, COUNT, GRAD, WIDTH, START, SEED, num_warps=max(1, lanes // 256),
+            where, rates, tensor, row, TYPES[types[0]], TYPES[types[1]], moments, counted, random, even,
+            lanes, triton.cdiv(widest, lanes), COLUMNS, WEIGHT, FIRST, SECOND, COUNT, GRAD, WIDTH, START, SEED,
+            num_warps=max(1, lanes // 256),
         )  # fmt: skip
 
 
