@@ -15,6 +15,7 @@ BENCHMARKS = {
     "hoeffding-tree": ("hoeffding_tree:measure", "our Hoeffding tree beside river's, same settings"),
     "row-sparse": ("row_sparse:measure", "a training step whose weight gradient and update are of active rows only"),
     "kernels": ("kernels:measure", "every op for sparse updates beside its dense rival and its floor (minutes)"),
+    "kernels-end-to-end": ("kernels_end_to_end:measure", "steps of five learners with these ops on and off"),
     "adab2n": ("adab2n:measure", "a layer of AdaB2N beside PyTorch's batch norm, and beside its own formulas"),
     "sparcl": ("sparcl:measure", "a training step under masks of rows, blocks and weights beside the dense one"),
     "continual-eval": ("continual_eval:measure", "evaluation at every update, and a training step, beside Avalanche's"),
@@ -32,7 +33,17 @@ BENCHMARKS = {
 }
 """name -> (``module:function`` in this folder, what it measures)."""
 
-SLOW = ("kernels", "acu", "acu-baselines", "centaur-study", "driftmoe-table", "edge", "tta-compiled", "reloop2-table")
+SLOW = (
+    "kernels",
+    "kernels-end-to-end",
+    "acu",
+    "acu-baselines",
+    "centaur-study",
+    "driftmoe-table",
+    "edge",
+    "tta-compiled",
+    "reloop2-table",
+)
 """Run only when asked for by name."""
 
 Row = dict[str, Any]

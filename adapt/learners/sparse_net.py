@@ -13,6 +13,7 @@ from ...models.compact import Rows as RowForm
 from ...models.flops import StepCost, layer_costs, step_cost
 from ...models.forms import Blocks, Form, Masked, lay_channels_last
 from ...models.kernels.masked_optimizer import unpack_mask
+from ...models.kernels.selection import ops_on
 from ...models.masks import Granularity, Mask, load_masks, masks_for, masks_state, prunable
 from ...models.optimisers import SGD, Entries, Only, RowSet
 from ...streams import InputError
@@ -74,7 +75,7 @@ class SparseNet:
         if last:
             lay_channels_last(net)
         try:
-            if granularity == "block":
+            if granularity == "block" and ops_on():
                 self.form = Blocks(net, self.masks, 1 - sparsity)
             elif granularity == "row":
                 self.form = RowForm(net, self.masks, share, generator, channels_last=last)

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import balanced_batch_norm_compiled as loops
-from .selection import choose
+from .selection import choose, ops_on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +96,8 @@ def balanced_batch_norm(
 
 
 def _fastest(a: Tensor, groups: Groups | None, reference: bool) -> str:
+    if not ops_on():
+        return "plain"
     rest = "native" if equal_weights(groups, reference) else "torch"
     if a.dtype == torch.float64 and a.device.type != "cpu":
         return rest

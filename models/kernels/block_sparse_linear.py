@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .selection import choose
+from .selection import choose, ops_on
 
 Path = Literal["dense", "gathered", "looped", "triton"]
 Shape = tuple[int, int]
@@ -96,6 +96,8 @@ def block_sparse_linear(
 
 
 def _chosen(x: Tensor, layout: Layout) -> Path:
+    if not ops_on():
+        return "dense"
     on_cpu = fastest_on_cpu(len(x), layout)
     if not set(layout.block) <= set(SIDES):
         return on_cpu

@@ -11,6 +11,9 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar, cast
 
 import torch
@@ -18,11 +21,31 @@ from torch import Tensor
 
 P = TypeVar("P", bound=str)
 
+_OFF = ContextVar("references", default=False)
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Inside, every op runs its reference unless a path is asked for: to measure what the ops are worth, and to check
+    that nothing but time depends on them."""
+    token = _OFF.set(True)
+    try:
+        yield
+    finally:
+        _OFF.reset(token)
+
+
+def ops_on() -> bool:
+    """Whether faster paths than the references may run; always inside a graph that is being compiled."""
+    return torch.compiler.is_compiling() or not _OFF.get()
+
 
 def choose(path: P | None, op: str, tensor: Tensor, cpu: P, reference: P) -> P:
     """The asked path, else ``cpu`` on a CPU, "triton" on a GPU where that works, and ``reference`` anywhere else."""
     if path is not None:
         return path
+    if not ops_on():
+        return reference
     if tensor.device.type == "cpu":
         return cpu
     works = tensor.device.type == "cuda" and triton_works(op, tensor.device)

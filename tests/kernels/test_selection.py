@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from driftway.models.kernels import selection
-from driftway.models.kernels.selection import choose, triton_works
+from driftway.models.kernels.selection import choose, ops_on, references, triton_works
 
 CPU, PACKAGE = torch.device("cpu"), "driftway.models.kernels"
 
@@ -66,6 +66,18 @@ def test_kernels_that_differ_or_are_missing_are_one_warning(monkeypatch: pytest.
     assert not triton_works("nothing", CPU)
     with pytest.warns(UserWarning, match="absent runs without its Triton kernels: No module"):
         assert not triton_works("absent", CPU)
+
+
+def test_references_run_inside_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1)
+    with references():
+        assert choose(None, "nothing", x, "here", "plain") == "plain"
+        assert choose("there", "nothing", x, "here", "plain") == "there"
+        assert not ops_on()
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert ops_on(), "a graph does not depend on where it was compiled"
+        monkeypatch.undo()
+    assert choose(None, "nothing", x, "here", "plain") == "here"
 
 
 COMPILED = """
