@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from driftway.models.analytic_inverse import Inverse
 from driftway.models.cholesky_update import CholeskyFactor
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 Array = NDArray[Any]
 Maker = Callable[..., Any]
@@ -37,6 +38,13 @@ def col(*values: float) -> Array:
 
 def onehot(y: Array, classes: int = 10) -> Array:
     return np.eye(classes)[y]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of small products: threads that wait for one another are slower than one, on a busy machine by far."""
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 @pytest.fixture(scope="module")
