@@ -304,11 +304,13 @@ def probe(device: torch.device) -> None:
     draw = torch.Generator().manual_seed(0)
     shapes = ((4, 3, 2, 2), (3,), (3,), (3,))
     a, gamma, beta, psi = (torch.randn(shape, generator=draw).to(device).requires_grad_() for shape in shapes)
-    for groups in (None, Groups.of([0, 2, 2, 0], 3, device)):
+    some, rate = Groups.of([0, 2, 2, 0], 3, device), torch.tensor(0.3, device=device)
+    cases: tuple[tuple[Groups | None, float | Tensor, bool], ...] = ((None, 0.3, False), (some, rate, True))
+    for groups, by, reference in cases:
         found = []
         for path in ("plain", "triton"):
-            running = Running(torch.zeros(3, device=device), torch.ones(3, device=device), 0.3)
-            y, loss = balanced_batch_norm(a, gamma, beta, psi, groups, running, path=path)
+            running = Running(torch.zeros(3, device=device), torch.ones(3, device=device), by)
+            y, loss = balanced_batch_norm(a, gamma, beta, psi, groups, running, reference=reference, path=path)
             slopes = torch.autograd.grad(y.square().sum() * y.sum() + loss, [a, gamma, beta])
             found.append((y, loss, running.mean, running.var, *slopes))
         torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
