@@ -28,7 +28,7 @@ from ...models.inputs import Pixels
 from ...streams import StreamSpec
 from ..learners.acu import ACU
 from ..learners.acu_parts import SLOTS
-from .steps import CannotExport, Draw, PixelRows, Steps, Verb
+from .steps import CannotExport, Draw, PixelRows, Steps, Verb, plain_layers
 
 LEAST = 1e-9
 OUTCOME = ("took",)
@@ -133,7 +133,7 @@ def _features(learner: ACU) -> tuple[Features, Draw]:
         inputs = getattr(found.inputs, "__self__", None)
         pixels = isinstance(inputs, Pixels)
         rows = PixelRows(inputs) if isinstance(inputs, Pixels) else nn.Sequential(PlainRows(fan), _Single())
-        base = Whole(rows, found.module)
+        base = Whole(rows, plain_layers(found.module))
     else:
         raise CannotExport(f"acu on {type(found).__name__} has no form as graphs: use identity or a network by name")
     return Features(base, learner.expand._p), _drawn(spec, pixels)

@@ -7,6 +7,7 @@ graph decides nothing. Which file makes the verbs of which learner is said by on
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ...models.encoding import LARGEST_PLAIN, Encoder
 from ...models.inputs import Columns, Pixels
+from ...models.kernels.inference_linear import Linear
 from ...streams import InputError
 from ..learner import Learner
 
@@ -61,6 +63,7 @@ class Steps:
 HOMES = {
     "TestTimeLearner": "test_time:steps",
     "ACU": "acu:steps",
+    "GradientLearner": "gradient:steps",
 }
 """Class of the learner -> ``module:function`` in this folder, which gives its ``Steps``."""
 
@@ -127,6 +130,15 @@ class ColumnRows(nn.Module):
         return torch.cat(parts, 1).float().reshape(x.shape[0], *self.shape)
 
 
+def plain_layers(net: nn.Module) -> nn.Module:
+    """A copy whose linear layers are PyTorch's own: ours choose a library by the number of rows, unknown in a graph."""
+    copied = copy.deepcopy(net)
+    for layer in copied.modules():
+        if isinstance(layer, Linear):
+            object.__setattr__(layer, "__class__", nn.Linear)
+    return copied.eval().requires_grad_(False)
+
+
 def rows_module(inputs: Pixels | Columns) -> PixelRows | ColumnRows:
     """What turns rows as they come into what the network takes."""
     return PixelRows(inputs) if isinstance(inputs, Pixels) else ColumnRows(inputs)
@@ -142,6 +154,11 @@ def drawn(inputs: Pixels | Columns, columns: int) -> Draw:
         return {"x": torch.randint(0, 3, (rows, columns), generator=generator).double()}
 
     return draw
+
+
+def over(above: Tensor, below: Tensor, least: float) -> Tensor:
+    """above / (below + least), written so that the exporter's optimiser, for which 1e-8 is 0, leaves the sum alone."""
+    return above * (1 / least) / (below * (1 / least) + 1)
 
 
 def _double(values: Any) -> Tensor:

@@ -39,7 +39,7 @@ from ..learners.test_time_parts import (
     Rows,
 )
 from ..learners.test_time_step import LEAST
-from .steps import CannotExport, Steps, Verb, drawn, rows_module
+from .steps import CannotExport, Steps, Verb, drawn, over, rows_module
 
 OUTCOME = ("took", "kept", "reset", "loss")
 """What a step says of itself, float32[4]: whether it moved, on how many rows, back to the source, its loss."""
@@ -397,11 +397,6 @@ def surest(z: Tensor, doubt: Tensor, how: Grouped) -> Tensor:
     rank = (same & before).to(z.dtype).sum(1)
     size = same.to(z.dtype).sum(1)
     return rank < torch.floor(how.share * size + 0.5)
-
-
-def over(above: Tensor, below: Tensor, least: float) -> Tensor:
-    """above / (below + least), written so that the exporter's optimiser, for which 1e-8 is 0, leaves the sum alone."""
-    return above * (1 / least) / (below * (1 / least) + 1)
 
 
 def cosine(p: Tensor, mean: Tensor) -> Tensor:
