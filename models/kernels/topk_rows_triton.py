@@ -99,7 +99,9 @@ def _blocks_kernel(
     HIGH: tl.constexpr, WIDE: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
     """GROUP neighbouring blocks of one row of blocks. WIDTH: the power of two that WIDE fits into."""
-    down, group = tl.program_id(0).to(tl.int64), tl.program_id(1) * GROUP + tl.arange(0, GROUP)
+    groups = tl.cdiv(across, GROUP)
+    down = (tl.program_id(0) // groups).to(tl.int64)
+    group = tl.program_id(0) % groups * GROUP + tl.arange(0, GROUP)
     inner = tl.arange(0, WIDTH)
     column = group[:, None].to(tl.int64) * WIDE + inner[None, :]
     there = (inner[None, :] < WIDE) & (column < columns)
@@ -122,7 +124,7 @@ def blocks(table: Tensor, high: int, wide: int) -> Tensor:
         width = triton.next_power_of_2(wide)
         group = max(1, min(1024 // width, triton.next_power_of_2(across)))
         with torch.cuda.device_of(table):
-            _blocks_kernel[(down, triton.cdiv(across, group))](
+            _blocks_kernel[(down * triton.cdiv(across, group),)](
                 table, found, rows, columns, across, *table.stride(),
                 HIGH=high, WIDE=wide, WIDTH=width, GROUP=group,
             )  # fmt: skip
