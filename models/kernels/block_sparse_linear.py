@@ -14,9 +14,9 @@ CPU by size (``fastest_on_cpu``).
 Break-even density beside the dense layer, one thread, 1024x1024, forward and both gradients (measured; MKL on AVX-512):
 
     block          16     32     64
-    8 examples     .6     > .7   > .7
-    32 examples    .35    .6     .7
-    256 examples   .28    .48    .6
+    8 examples     .25    .6     > .6
+    32 examples    .2     .45    .55
+    256 examples   .2     .35    .55
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GATHERED_BYTES = 1 << 17
 """Up to so many bytes of gathered input a column of a block the batched product pays; then it leaves the cache."""
 MANY = 128
 """From so many examples on, putting the weight together is cheap beside the products."""
-DENSE_PAYS = {16: 0.3, 32: 0.5, 64: 0.65}
+DENSE_PAYS = {16: 0.2, 32: 0.35, 64: 0.55}
 """Share of blocks above which it is then faster, by the longer side of a block; other sides as the next smaller."""
 
 
