@@ -1,8 +1,12 @@
-"""What tests of models and learners share: rows of a stream, coin flips, a walk over a forest."""
+"""What tests share: rows of a stream, coin flips, a walk over a forest, the check of types that runs beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import driftway as dw
@@ -11,6 +15,28 @@ import pytest
 from driftway.streams import concatenate
 from river.tree.nodes.htc_nodes import LeafMajorityClass, LeafNaiveBayesAdaptive
 from river.tree.utils import do_naive_bayes_prediction
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("streams", "models", "evaluation", "adapt")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def types(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """mypy on the four packages under the package's own name, whatever the folder of the checkout is called.
+
+    It takes half a minute in a process of its own, so it begins with the first test wherever its answer is asked for.
+    """
+    if not any(item.name == "test_types_hold" for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("types")
+    (folder / "driftway").symlink_to(ROOT, target_is_directory=True)
+    packages = [part for floor in FLOORS for part in ("-p", f"driftway.{floor}")]
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", *packages]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"MYPYPATH": str(folder)}, **pipes) as process:
+        yield process
+        process.kill()
 
 
 def first_rows(name: str, rows: int, seed: int = 0, **params: Any) -> tuple[dw.StreamSpec, dw.Batch]:

@@ -15,7 +15,7 @@ import torch
 from driftway.adapt.cli import main
 from driftway.adapt.given_source import given_source
 from driftway.adapt.learners.test_time import TestTimeLearner
-from driftway.adapt.learners.test_time_recipes import NCM, RSGS, Source, Tent
+from driftway.adapt.learners.test_time_recipes import NCM, RSGS, Mixture, Source, Tent
 from driftway.adapt.source_model import Training, source_model
 from driftway.models.inputs import Pixels
 from driftway.models.networks import build
@@ -243,6 +243,21 @@ def test_a_model_comes_one_way(stream: Any) -> None:
         dw.learner("tent", stream.spec, model=nn.Linear(64, 10), source="model.safetensors")
     net = build("mlp:8", (64,), 10)
     assert dw.learner("er", stream.spec, model=net, memory=10).net is net
+
+
+def test_what_was_asked_for_in_vain_is_said(stream: Any) -> None:
+    said: list[str] = []
+    for groups in (10, 99):
+        few = Mixture(objective="cluster-entropy", groups=groups)
+        TestTimeLearner(stream.spec, few, model=build("convnet:4", (1, 8, 8), 10), progress=said.append)
+    assert said == ["cluster entropy: 10 groups, one for each class, instead of 99"]
+    with pytest.raises(dw.InputError, match=r"the model has no parameters like tail\.\*, body\.99\.\*$"):
+        dw.learner("test-time", stream.spec, model=build("convnet:4", (1, 8, 8), 10), scope="tail.*, body.99.*")
+
+
+def test_a_source_that_does_not_stay_finite_is_refused_in_one_line(stream: Any) -> None:
+    with pytest.raises(dw.InputError, match=r"^training of the source model diverged: a first step of 1e\+30 is too l"):
+        TestTimeLearner(stream.spec, Tent(model="convnet:4", epochs=2, source_lr=1e30))
 
 
 # --- published networks -----------------------------------------------------------------------------------------

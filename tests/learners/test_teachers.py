@@ -18,6 +18,7 @@ from driftway.adapt.learners.test_time_parts import (
     Descent,
     Entropy,
     Grouped,
+    Novel,
     Parts,
     Recovery,
     Remembering,
@@ -488,3 +489,12 @@ def test_mixtures_are_the_recipes_where_they_have_the_same_parts() -> None:
     assert Mixture(beta=1, objective="weighted-entropy", filter="novel").parts() == EATA().parts()
     assert Mixture(scope="body.0.*, head.*").parts().scope == ("body.0.*", "head.*")
     assert Parts(SoftCrossEntropy(), teacher=Teaching(), anchor=Anchor()).anchor == Anchor(1.0)
+
+
+def test_a_way_back_forgets_what_rows_were_like(stream: Any, net: Network, rows: dw.Batch) -> None:
+    often = Parts(filter=Novel(2.0, 2.0), descent=Descent(lr=RATE), recovery=Recovery(99.0))
+    one = learner(stream, net, Tent(), parts=often)
+    one.adapt(rows, one.predict(rows))
+    assert one.telemetry()["resets"] == 1
+    assert one.mean_softmax is None
+    assert one.mean_loss is None

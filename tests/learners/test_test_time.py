@@ -424,15 +424,6 @@ def test_streams_that_ask_for_it_start_from_the_source_at_boundaries(net: Networ
     assert one.telemetry()["resets"] == 1
 
 
-def test_a_way_back_forgets_what_rows_were_like(stream: Any, net: Network, batches: list[dw.Batch]) -> None:
-    often = Parts(filter=Novel(2.0, 2.0), descent=Descent(lr=RATE), recovery=Recovery(99.0))
-    one = learner(stream, net, Tent(), parts=often)
-    feed(one, batches[:1])
-    assert one.telemetry()["resets"] == 1
-    assert one.mean_softmax is None
-    assert one.mean_loss is None
-
-
 def test_the_last_stage_of_a_resnet_is_left_alone(stream: Any) -> None:
     slim = build("resnet18:4", (1, 8, 8), CLASSES)
     assert len(learner(stream, slim, Tent()).moving) == 2 * 20
@@ -488,23 +479,6 @@ def test_new_statistics_are_worth_much(stream: Any, net: Network, batches: list[
         for r in (Source(), BatchNormAdapt())
     }
     assert right["BatchNormAdapt"] > right["Source"] + 0.1
-
-
-def test_a_source_that_does_not_stay_finite_is_refused_in_one_line(stream: Any) -> None:
-    with pytest.raises(
-        dw.InputError, match=r"^training of the source model diverged: a first step of 1e\+30 is too long$"
-    ):
-        TestTimeLearner(stream.spec, Tent(model="convnet:4", epochs=2, source_lr=1e30))
-
-
-def test_what_was_asked_for_in_vain_is_said(stream: Any, net: Network) -> None:
-    said: list[str] = []
-    few = Mixture(objective="cluster-entropy", groups=10)
-    for recipe in (few, replace(few, groups=99)):
-        learner(stream, net, recipe, progress=said.append)
-    assert said == ["cluster entropy: 10 groups, one for each class, instead of 99"]
-    with pytest.raises(dw.InputError, match=r"the model has no parameters like tail\.\*, body\.99\.\*$"):
-        learner(stream, net, Mixture(scope="tail.*, body.99.*"))
 
 
 def test_many_rows_are_gone_through_less_often() -> None:
