@@ -38,10 +38,10 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 
 def layout(tensor: Tensor) -> torch.memory_format | None:
     """In which order the entries of each row lie in memory, if rows are dense and follow one another."""
-    for order, axes in ((torch.contiguous_format, 0), (torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        if axes in (0, tensor.dim()) and tensor.is_contiguous(memory_format=order):
-            return order
-    return None
+    if tensor.is_contiguous():
+        return torch.contiguous_format
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    return order if order is not None and tensor.is_contiguous(memory_format=order) else None
 
 
 def known(weight: Tensor, *moments: Tensor) -> bool:

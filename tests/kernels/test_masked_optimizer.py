@@ -248,6 +248,20 @@ def test_one_call_is_a_call_for_each_parameter_bit_for_bit(kind: str) -> None:
     assert all(same(a, b) for a, b in zip(updates, apart, strict=True))
 
 
+def last_block_of_many(path: Path) -> None:
+    """More than 2^31 entries, of which only those of a block and its neighbours are ever touched."""
+    weight = torch.empty(2**21 + 2, 1024, dtype=torch.bfloat16)
+    weight[-2:] = 1.0
+    block, grad = torch.tensor([2**17 * 64 + 1]), torch.ones(1, 16, 16, dtype=torch.bfloat16)
+    update_blocks([BlockUpdate(weight, (), block, 16, grad, Rates(0.5))], path)
+    changed = (weight[-2:] != 1).nonzero()
+    assert changed.tolist() == [[row, column] for row in (0, 1) for column in range(16, 32)]
+
+
+def test_more_than_32_bits_of_entries() -> None:
+    last_block_of_many("compiled")
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_nothing_active_is_nothing_done(path: Path) -> None:
     no_entry = replace(entries((5, 70), 2, torch.float32), words=torch.zeros(11, dtype=torch.int32))
@@ -344,7 +358,7 @@ def test_both_are_operators_that_compile_in_one_graph() -> None:
 INTERPRETED = """
 import torch
 from driftway.models.kernels import masked_optimizer_triton, selection
-from test_masked_optimizer import KINDS, copied, made, run, seen
+from test_masked_optimizer import KINDS, copied, last_block_of_many, made, run, seen
 assert selection.triton_works("masked_optimizer", torch.device("cpu"))
 masked_optimizer_triton.LANES = 64  # several programs a parameter
 for kind in KINDS:
@@ -357,6 +371,7 @@ for kind in KINDS:
         rtol = 1e-5 if dtype is torch.float32 else 2**-7
         for one, two in zip(updates, twins):
             torch.testing.assert_close(seen(one), seen(two), rtol=rtol, atol=1e-6, equal_nan=True)
+last_block_of_many("triton")
 print("agrees")
 """
 

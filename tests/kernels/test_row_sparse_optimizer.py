@@ -223,6 +223,20 @@ def test_nothing_active_is_nothing_done(path: Path) -> None:
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(seen(other), seen(counted), strict=True))
 
 
+def last_row_of_many(path: Path) -> None:
+    """More than 2^31 entries, of which only those of two rows are ever touched."""
+    weight = torch.empty(2**21 + 2, 1024, dtype=torch.bfloat16)
+    weight[-1], weight[-2] = 1.0, 2.0
+    index, grad = torch.tensor([len(weight) - 1]), torch.ones(1, 1024, dtype=torch.bfloat16)
+    update_rows([RowUpdate(weight, (), index, grad, Rates(0.5))], path)
+    assert (weight[-1] == 0.5).all()
+    assert (weight[-2] == 2.0).all()
+
+
+def test_more_than_32_bits_of_entries() -> None:
+    last_row_of_many("compiled")
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_row_that_wakes_late_takes_a_first_step(path: Path) -> None:
     """A count of its own: the first step of every row is lr times the sign of its gradient, however late."""
@@ -298,7 +312,7 @@ import torch
 from dataclasses import replace
 from driftway.models.kernels import row_sparse_optimizer_triton, selection
 from driftway.models.kernels.row_sparse_optimizer import RowUpdate, update_rows
-from test_row_sparse_optimizer import copied, fresh, seen
+from test_row_sparse_optimizer import copied, fresh, last_row_of_many, seen
 assert selection.triton_works("row_sparse_optimizer", torch.device("cpu"))
 row_sparse_optimizer_triton.LANES = 64  # several rounds
 for dtype, seed in ((torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, 5)):
@@ -320,6 +334,7 @@ for weight, path in zip(found, ("torch", "triton")):
     given = (torch.tensor([1, 4]), torch.ones(2, 100), torch.tensor([0.25, 0, 0, 0, 0]).double(), torch.ones(6))
     update_rows([RowUpdate(weight, (), *given, seed=3)], path)
 assert torch.equal(*found) and not torch.equal(found[0], whole)
+last_row_of_many("triton")
 print("agrees")
 """
 
