@@ -42,9 +42,6 @@ class BundleError(Exception):
     """What cannot work, in one line for a person."""
 
 
-# --- files ------------------------------------------------------------------------------------------------------
-
-
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arrays and notes of a safetensors file, which must have the digest that its notes say, if they say any."""
     try:
@@ -103,9 +100,6 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != promise["sha256"]:
             raise BundleError(f"{folder / name} was altered: its sha256 differs")
     return {**about, "sha256": seal}
-
-
-# --- graphs and guard -------------------------------------------------------------------------------------------
 
 
 class Graph:
@@ -183,9 +177,6 @@ def _finite(array: Any) -> bool:
     return array.dtype.kind != "f" or math.isfinite(flat.dot(flat))
 
 
-# --- the runner -------------------------------------------------------------------------------------------------
-
-
 class Runner:
     """A bundle at work. state: a saved state to go on from, if there is such a file. threads: of ONNX Runtime."""
 
@@ -201,8 +192,9 @@ class Runner:
         self.graphs: dict[str, Graph] = {}
         self.guard = Guard(self.about["guard"])
         self.good: deque[dict[str, Any]] = deque(maxlen=self.about["guard"]["keep"])
-        self.held: dict[int, tuple[Any, int]] = {}
-        """By id: rows that wait for their label (class code -1), and learnt ones where they can be forgotten."""
+        self.waiting: dict[int, Any] = {}
+        self.learnt: dict[int, Any] = {}
+        """Rows by id: those without a label yet; those with one, and its code behind, that can be forgotten."""
         self.counts = dict.fromkeys(("rows", "refused", "steps", "resets", "learnt", "forgotten", "rollbacks"), 0)
         self.cursor: dict[str, Any] = {}
         self._ahead: dict[str, Any] | None = None
@@ -298,21 +290,20 @@ class Runner:
         self.counts["rows"] += len(x)
         self.counts["refused"] += int((~sound).sum())
         if "learn" in self.verbs:
-            self.held.update((int(i), (row.copy(), -1)) for i, row, fit in zip(ids, x, sound) if fit)
-            waiting = [i for i, (_, c) in self.held.items() if c < 0] if len(self.held) > PENDING else []
-            for i in waiting[: max(0, len(waiting) - PENDING)]:
-                del self.held[i]
+            self.waiting.update((int(i), row.copy()) for i, row, fit in zip(ids, x, sound) if fit)
+            while len(self.waiting) > PENDING:
+                self.waiting.pop(next(iter(self.waiting)))
         return scores
 
     def label(self, ids: Sequence[int], y: Sequence[int]) -> int:
         """Learn from late labels, class codes by row id; returns how many of the rows were still known."""
-        known = {int(i): int(c) for i, c in zip(ids, y) if self.held.get(int(i), (0, 0))[1] == -1}
+        known = {int(i): int(c) for i, c in zip(ids, y) if int(i) in self.waiting}
         if known:
-            self.learn(np.stack([self.held[i][0] for i in known]), list(known.values()))
-        for i, c in known.items():
-            row, _ = self.held.pop(i)
+            self.learn(np.stack([self.waiting[i] for i in known]), list(known.values()))
+        for i, code in known.items():
+            row = self.waiting.pop(i)
             if "forget" in self.verbs:
-                self.held[i] = (row, c)
+                self.learnt[i] = np.append(row, code)
         return len(known)
 
     def learn(self, x: Any, y: Sequence[int], verb: str = "learn") -> None:
@@ -331,21 +322,21 @@ class Runner:
 
     def forget(self, ids: Sequence[int]) -> None:
         """Take learnt rows out again, all of them or none; good states of before go, for they hold them."""
-        rows = {i: self.held[i] for i in ids if self.held.get(i, (0, -1))[1] >= 0}
-        if len(rows) != len(ids) or not rows:
+        if not ids or len(set(ids)) != len(ids) or not set(ids) <= set(self.learnt):
             raise BundleError("refused to forget, nothing was changed: a row was not learnt, or is named twice")
-        self.learn(np.stack([row for row, _ in rows.values()]), [c for _, c in rows.values()], "forget")
+        rows = np.stack([self.learnt[i] for i in ids])
+        self.learn(rows[:, :-1], rows[:, -1].astype(np.int64), "forget")
         self.good.clear()
-        for i in rows:
-            del self.held[i]
+        for i in ids:
+            del self.learnt[i]
 
     def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything that later answers depend on: arrays by reference, and plain values."""
         arrays = {f"state.{k}": v for k, v in self.state().items()}
         arrays |= {f"good{i}.{k}": v for i, good in enumerate(self.good) for k, v in good.items()}
-        arrays["held.ids"] = np.array(list(self.held), np.int64)
-        arrays["held.y"] = np.array([c for _, c in self.held.values()], np.int64)
-        arrays["held.x"] = np.array([x for x, _ in self.held.values()], self.dtype).reshape(len(self.held), self.width)
+        for name, rows in (("waiting", self.waiting), ("learnt", self.learnt)):
+            arrays[f"{name}.ids"] = np.array(list(rows), np.int64)
+            arrays[f"{name}.x"] = np.array(list(rows.values()), self.dtype).reshape(len(rows), -1 if rows else 0)
         guard = [list(self.guard.answers), self.guard.unseen, self.guard.strikes, len(self.good)]
         notes = {"counts": self.counts, "cursor": self.cursor, "guard": guard, "bundle": self.about["sha256"]}
         return arrays, notes
@@ -357,8 +348,9 @@ class Runner:
         self.guard.answers = deque(answers, self.guard.limits["window"])
         self.good.clear()
         self.good.extend({k: arrays[f"good{i}.{k}"].copy() for k in self.first} for i in range(good))
-        rows = zip(arrays["held.x"].copy(), arrays["held.y"].tolist())
-        self.held, self._ahead = dict(zip(arrays["held.ids"].tolist(), rows)), None
+        for name in ("waiting", "learnt"):
+            setattr(self, name, dict(zip(arrays[f"{name}.ids"].tolist(), arrays[f"{name}.x"].copy())))
+        self._ahead = None
         self.counts, self.cursor = dict(notes["counts"]), dict(notes["cursor"])
 
     def save(self, path: str | Path) -> None:
@@ -374,9 +366,6 @@ class Runner:
         """Of a class by its name, or of a code as it is; -1 for what is neither."""
         names = self.about["stream"]["classes"]
         return names.index(str(y)) if names and str(y) in names else int(y) if str(y).isdigit() else -1
-
-
-# --- the command line -------------------------------------------------------------------------------------------
 
 
 def read(path: str, runner: Runner, label: str | None) -> Iterator[tuple[int, Any, int]]:

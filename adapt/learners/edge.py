@@ -68,7 +68,7 @@ class Edge(Learner):
             return
         self._said = None
         ids, rows = batch.ids.tolist(), self.runner.rows(batch.x)
-        self.runner.held.update((i, (row.copy(), -1)) for i, row in zip(ids, rows))
+        self.runner.waiting.update((i, row.copy()) for i, row in zip(ids, rows))
         self.runner.label(ids, batch.y.tolist())
         self._changes += 1
 

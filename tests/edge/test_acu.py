@@ -61,7 +61,7 @@ def test_forgetting_what_was_learnt_gives_back_what_was(acu: Path) -> None:
     runner.step(batch.ids.tolist(), batch.x)
     runner.label(batch.ids.tolist(), batch.y.tolist())  # type: ignore[union-attr]
     runner.forget(batch.ids.tolist())
-    assert runner.held == {}
+    assert runner.waiting == runner.learnt == {}
     for name, value in runner.state().items():
         assert_allclose(value, before[name], atol=1e-10)
 

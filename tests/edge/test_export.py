@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from driftway.adapt.cli import main
 from driftway.adapt.edge import tracing
 from driftway.adapt.edge.runner import Runner
 from driftway.adapt.edge.steps import CannotExport, Verb, steps_of
-from driftway.adapt.learners.test_time_recipes import RSGS, Tent
+from driftway.adapt.learners.test_time_recipes import Mixture, Tent
 from torch import Tensor, nn
 
 
@@ -42,20 +43,27 @@ def test_graphs_hold_standard_operators_and_nothing_of_this_machine(bundle: Path
 
 
 def test_the_same_learner_makes_the_same_graph(bundle: Path, make: Any) -> None:
-    steps = steps_of(make(Tent(optimizer="sgd", lr=0.01)))
+    steps = steps_of(make(Mixture(rho=0.05, alpha=0.4, lr=0.01)))
     model = tracing.traced("predict", steps.verbs["predict"], steps.state)
     assert model.SerializeToString(deterministic=True) == (bundle / "predict.onnx").read_bytes()
 
 
-def test_two_gradients_in_one_graph(make: Any, rows: Any, tmp_path: Path) -> None:
-    learner = make(RSGS(lr=0.05, e_frac=0.7, recover=0.0))
-    runner = Runner(dw.export(learner, learner.spec, tmp_path / "rsgs"))
-    for i, n in enumerate((20, 1, 5, 16)):
-        batch = rows(n, i)
-        said = learner.predict(batch)
-        learner.adapt(batch, said)
-        np.testing.assert_allclose(runner.adapt(batch.x), said.scores, atol=1e-5)
-    assert runner.counts["steps"] == learner.counts["steps"] > 1
+def test_a_finished_run_is_exported_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--set", "epochs=1", "--set", "model=convnet:2", "--set", "cache=false"]
+    run = ["run", "digits-c", "--learner", "bn-adapt", "--batch", "4", "--limit", "12", "--out", str(tmp_path / "run")]
+    assert main([*run, *settings]) == 0
+    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "bundle")]) == 0
+    assert capsys.readouterr().out.endswith(f"{tmp_path / 'bundle'}\n")
+    about = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    assert (about["learner"], about["settings"]["model"], list(about["verbs"])) == (
+        "bn-adapt",
+        "convnet:2",
+        ["predict"],
+    )
+    assert sum(about["guard"]["histogram"]) == pytest.approx(1)
+    assert Runner(tmp_path / "bundle").adapt(np.ones((3, 64))).shape == (3, 10)
+    assert main(["export", str(tmp_path), "--to", str(tmp_path / "other")]) == 2
+    assert "holds no run" in capsys.readouterr().err
 
 
 def test_nothing_is_written_where_something_cannot_be_exported(make: Any, tmp_path: Path) -> None:

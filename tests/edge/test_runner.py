@@ -16,6 +16,7 @@ import driftway as dw
 import numpy as np
 import pytest
 from driftway.adapt.edge.runner import BundleError, Guard, Runner, main, read_tensors, write_tensors
+from driftway.adapt.learners.test_time_recipes import Mixture
 from numpy.testing import assert_array_equal
 
 
@@ -261,9 +262,7 @@ def test_it_imports_numpy_and_onnxruntime_alone(mine: Path) -> None:
 
 
 def test_a_bundle_is_a_learner(bundle: Path, make: Any) -> None:
-    from driftway.adapt.learners.test_time_recipes import Tent
-
-    ours = make(Tent(optimizer="sgd", lr=0.01))
+    ours = make(Mixture(rho=0.05, alpha=0.4, lr=0.01))
     edge = dw.learner(f"edge:{bundle}", ours.spec)
     for i in range(5):
         batch = dw.Batch(np.arange(3) + 3 * i, rows(3, i).astype(np.float64), float(i))
