@@ -296,8 +296,8 @@ class Runner:
         return scores
 
     def label(self, ids: Sequence[int], y: Sequence[int]) -> int:
-        """Learn from late labels, class codes by row id; returns how many of the rows were still known."""
-        known = {int(i): int(c) for i, c in zip(ids, y) if int(i) in self.waiting}
+        """Learn from late labels, class codes by row id; returns how many could be."""
+        known = {int(i): int(c) for i, c in zip(ids, y) if int(i) in self.waiting and 0 <= c < self.classes}
         if known:
             self.learn(np.stack([self.waiting[i] for i in known]), list(known.values()))
         for i, code in known.items():
@@ -357,10 +357,10 @@ class Runner:
         """Write it, whole or not at all."""
         write_tensors(Path(path), *self.kept())
 
-    def name(self, scores: Any) -> Any:
-        """The class that a row's scores answer; None for a row that was refused."""
+    def answer(self, scores: Any) -> tuple[Any, float | None]:
+        """The class that a row's scores answer and its score; None for a row that was refused."""
         names, best = self.about["stream"]["classes"], int(scores.argmax())
-        return None if not math.isfinite(scores[0]) else names[best] if names else best
+        return (names[best] if names else best, float(scores[best])) if math.isfinite(scores[0]) else (None, None)
 
     def code(self, y: Any) -> int:
         """Of a class by its name, or of a code as it is; -1 for what is neither."""
@@ -405,7 +405,8 @@ def follow(runner: Runner, options: argparse.Namespace) -> None:
         while batch:
             ids, codes = [i for i, _, _ in batch], {i: c for i, _, c in batch if c >= 0}
             for i, scores in zip(ids, runner.step(ids, np.stack([row for _, row, _ in batch]))):
-                out.write(f"{i},{runner.name(scores)},{scores.max():.6g}\n".encode())
+                answer, score = runner.answer(scores)
+                out.write(f"{i},,\n".encode() if answer is None else f"{i},{answer},{score:.6g}\n".encode())
             runner.label(list(codes), list(codes.values()))
             done += len(batch)
             batch = list(islice(rows, options.batch))
@@ -419,8 +420,8 @@ def follow(runner: Runner, options: argparse.Namespace) -> None:
 def reply(runner: Runner, said: Any, state: str) -> dict[str, Any]:
     """The answer to one line of JSON."""
     if "x" in said:
-        (scores,) = runner.step([said["id"]], [said["x"]])
-        return {"id": said["id"], "answer": runner.name(scores), "score": round(float(scores.max()), 6)}
+        answer, score = runner.answer(runner.step([said["id"]], [said["x"]])[0])
+        return {"id": said["id"], "answer": answer, "score": score}
     if "y" in said:
         return {"id": said["id"], "learnt": runner.label([said["id"]], [runner.code(said["y"])])}
     if "forget" in said:
@@ -453,7 +454,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 said = reply(runner, json.loads(line), options.state)
             except (BundleError, ValueError, KeyError, TypeError) as fault:
                 said = {"error": f"{type(fault).__name__}: {fault}"}
-            print(json.dumps(said, allow_nan=True), flush=True)
+            print(json.dumps(said), flush=True)
         runner.save(options.state)
         return 0
     except (BundleError, OSError, KeyError, ValueError) as fault:

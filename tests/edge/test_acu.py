@@ -77,6 +77,7 @@ def test_requests_are_refused_as_a_whole(acu: Path) -> None:
             runner.forget(ids)
     with pytest.raises(BundleError, match="class code"):
         runner.learn(batch.x, [0, 1, 7])
+    assert runner.label(batch.ids.tolist(), [7, -1, 3]) == 0
     far = np.array([[40.0, 0, 0], [50.0, 1, 1]])
     with pytest.raises(BundleError, match="not in the sums"):
         runner.learn(np.concatenate([batch.x[:1], far]), [0, 0, 0], "forget")
