@@ -1,15 +1,16 @@
 """Updates of some rows beside PyTorch's fused optimiser of all rows, with and without a mask on the gradient before it.
 
 Ours gets a compact gradient; in cases with blocks, 16 neighbouring rows are chosen together. On a CPU a step is the
-whole call of ``update_rows``; on a GPU it is that of a table made before, one launch. "resnet18": all its parameters
-together. The floor is the bytes of active entries: weight and moments read and written, gradient read. Peers of
-bfloat16 weights keep moments of bfloat16, ours of float32.
+whole call of ``update_rows``, for other rows every time, lest they stay in the cache; the gradient may, as one that a
+backward pass has just written. On a GPU a step is that of a table made before, one launch. "resnet18": all its
+parameters together. The floor is the bytes of active entries: weight and moments read and written, gradient read.
+Peers of bfloat16 weights keep moments of bfloat16, ours of float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ RULES = ("SGD", "momentum", "AdamW")
 TIMES = {"cpu": {1: 5.0, 16: 8.0}, "cuda": {1: 4.0, 16: 4.0}}
 """Targets of one matrix at ratio 0.1, by rows of a block: on a CPU against the fused optimiser, on a GPU against that
 with a mask."""
+TURNS = 10
+"""Sets of rows that take turns on a CPU."""
 WITHIN = 1.25
 """On a GPU, of the floor, for matrices of 4096 rows and columns or more."""
 
@@ -76,19 +79,32 @@ def chosen_rows(rows: int, ratio: float, block: int) -> Tensor:
     return (blocks[:, None] * block + torch.arange(block)).flatten()
 
 
-def _steps(shapes: Sequence[Shape], moments: int, ratio: float, block: int, dtype: torch.dtype, device: str) -> Any:
-    updates, masks = [], []
+def _steps(
+    shapes: Sequence[Shape], moments: int, ratio: float, block: int, dtype: torch.dtype, device: str
+) -> list[Step]:
+    kept = []
     for shape in shapes:
-        weight, slots = state(shape, moments, dtype, device)
-        index = chosen_rows(shape[0], ratio, block).to(device)
-        grad = torch.randn(len(index), *shape[1:], device=device, dtype=dtype)
-        updates.append(RowUpdate(weight, slots, index, grad, RATES, torch.zeros(len(weight), device=device)))
-        mask = torch.zeros(len(weight), device=device).index_fill(0, index, 1.0)
-        masks.append(mask.view(-1, *[1] * (len(shape) - 1)))
+        k = len(chosen_rows(shape[0], ratio, block))
+        grad = torch.randn(k, *shape[1:], device=device, dtype=dtype)
+        kept.append((*state(shape, moments, dtype, device), grad, torch.zeros(shape[0], device=device)))
+
+    def drawn() -> list[RowUpdate]:
+        return [
+            RowUpdate(weight, slots, chosen_rows(len(weight), ratio, block).to(device), grad, RATES, count)
+            for weight, slots, grad, count in kept
+        ]
+
+    updates = drawn()
+    masks = [
+        torch.zeros(len(u.weight), device=device).index_fill(0, u.index, 1.0).view(-1, *[1] * (u.weight.dim() - 1))
+        for u in updates
+    ]
+    rivals = peers(shapes, masks, moments, dtype)
     if torch.device(device).type == "cpu":
-        return [*peers(shapes, masks, moments, dtype), lambda: update_rows(updates)]
+        turns = cycle([drawn() for _ in range(TURNS)])
+        return [*rivals, lambda: update_rows(next(turns))]
     table, row = RowTable.of(updates), torch.cat([update.index for update in updates])
-    return [*peers(shapes, masks, moments, dtype), lambda: table.step(row)]
+    return [*rivals, lambda: table.step(row)]
 
 
 def _case(
