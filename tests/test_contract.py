@@ -45,14 +45,14 @@ class Case:
 
 def _network(name: str, **settings: Any) -> Case:
     """A gradient learner, small enough to be checked row by row."""
-    return Case(name, {"model": "mlp:8", **settings}, exact=False, scale=6)
+    return Case(name, {"model": "mlp:8", **settings}, exact=False, scale=8)
 
 
 def _clicks(name: str, **settings: Any) -> Case:
     """A click model, small enough to be checked row by row."""
     roles = {"user": "town", "item": "colour", "history_bytes": 800} if name == "din" else {}
     small = {"dim": 4, "widths": "8", "embedding_bytes": 4000, "lr": 0.01}
-    return Case(name, small | roles | settings, exact=False, scale=6)
+    return Case(name, small | roles | settings, exact=False, scale=8)
 
 
 CASES = [
@@ -78,7 +78,7 @@ CASES = [
     _network("adab2n", model="mlp-norm:8", ids="classes", ada_from=0, weight_decay=0.01),
     _network("migu", migu_select="random", optimizer="adamw", lr=0.01),
     _network("er+migu", memory=20, migu_mode="lazy", momentum=0.9, migu_layers="*", migu_bias=True),
-    Case("avalanche:Replay", {"model": "mlp:8", "mem_size": 20}, saves=False, exact=False, scale=6),
+    Case("avalanche:Replay", {"model": "mlp:8", "mem_size": 20}, saves=False, exact=False, scale=8),
     _network("sparcl", model="mlp:40-40", sparsity=0.5, task_free=True, delta_updates=20, refresh=5),
     _network("sparcl", model="mlp:40-40", granularity="row", task_free=True, delta_updates=20, momentum=0.9),
     _network("random-mask", model="mlp:40-40", sparsity=0.5),

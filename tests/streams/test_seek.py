@@ -90,7 +90,7 @@ WRAPS = st.sampled_from(
 LABELS = st.sampled_from([lambda s: s, lambda s: dw.delay_labels(s, 40), lambda s: dw.delay_labels(s, lag)])
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     wraps=st.lists(WRAPS, min_size=1, max_size=4),
     label=LABELS,
