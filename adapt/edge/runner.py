@@ -306,7 +306,7 @@ class Runner:
                 self.learnt[i] = np.append(row, code)
         return len(known)
 
-    def learn(self, x: Any, y: Sequence[int], verb: str = "learn") -> None:
+    def learn(self, x: Any, y: Any, verb: str = "learn") -> None:
         """Learn rows with their class codes, all of them or none."""
         x, codes = self.rows(x), np.asarray(y, np.int64)
         if codes.shape != (len(x),) or (codes < 0).any() or (codes >= self.classes).any():

@@ -50,6 +50,10 @@ def steps(learner: TestTimeLearner) -> Steps:
     _refuse(learner)
     passes = GraphPasses(learner)
     rows = drawn(learner.inputs, learner.spec.n_features)
+    if learner.followed:
+        from .running_statistics import following_steps
+
+        return following_steps(learner, passes)
     verbs = {"predict": Verb(Predict(learner, passes), rows, ("moving",) if passes.names else ())}
     if not passes.names:
         return Steps(verbs, {})
@@ -68,7 +72,7 @@ def _refuse(learner: TestTimeLearner) -> None:
         ("augmented rows", parts.augment),
         ("weights drawn back at random", parts.restore),
         ("labelled rows of new classes", parts.shots),
-        ("running statistics", learner.followed),
+        ("running statistics and a gradient", learner.followed and learner.moving),
     ):
         if there:
             raise CannotExport(f"a method with {name} has no form as a graph yet; use tent, eata, sar or rsgs")

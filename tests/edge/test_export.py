@@ -16,7 +16,7 @@ from driftway.adapt.cli import main
 from driftway.adapt.edge import tracing
 from driftway.adapt.edge.runner import Runner
 from driftway.adapt.edge.steps import CannotExport, Verb, steps_of
-from driftway.adapt.learners.test_time_recipes import Mixture, Tent
+from driftway.adapt.learners.test_time_recipes import BatchNormAdapt, Mixture, Tent
 from torch import Tensor, nn
 
 
@@ -64,6 +64,18 @@ def test_a_finished_run_is_exported_by_the_command_line(tmp_path: Path, capsys: 
     assert Runner(tmp_path / "bundle").adapt(np.ones((3, 64))).shape == (3, 10)
     assert main(["export", str(tmp_path), "--to", str(tmp_path / "other")]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_statistics_that_follow_are_state_of_the_graph(make: Any, rows: Any, tmp_path: Path) -> None:
+    """The trap: statistics read while tracing would be constants, and the traced rows would not tell."""
+    learner = make(BatchNormAdapt(statistics="running", follow=0.2))
+    runner = Runner(dw.export(learner, learner.spec, tmp_path / "running"))
+    for i, n in enumerate((20, 1, 5)):
+        batch = rows(n, i)
+        said = learner.predict(batch)
+        learner.adapt(batch, said)
+        np.testing.assert_allclose(runner.adapt(batch.x), said.scores, atol=1e-5)
+    assert runner.counts["steps"] == 3
 
 
 def test_nothing_is_written_where_something_cannot_be_exported(make: Any, tmp_path: Path) -> None:

@@ -92,6 +92,26 @@ def test_a_row_of_garbage_moves_nothing(make: Any) -> None:
     assert torch.allclose(scores.sum(1), torch.ones(20))
 
 
+@pytest.mark.parametrize("model", ["convnet:4-8", "mlp-norm:8"])
+def test_statistics_that_follow_the_stream(make: Any, rows: Any, model: str) -> None:
+    learner = make(BatchNormAdapt(statistics="running", follow=0.2), model)
+    start = steps_of(learner).state["statistics"].clone()
+    for i, n in enumerate((5, 1, 20)):
+        steps, batch = steps_of(learner), rows(n, i)
+        batch.x[0] *= 30  # farther than they may follow
+        with torch.no_grad():
+            x = torch.from_numpy(batch.x).float()
+            (asked,) = steps.verbs["predict"].module(x, *steps.state.values())
+            scores, outcome, moved = steps.verbs["adapt"].module(x, *steps.state.values())
+        prediction = learner.predict(batch)
+        learner.adapt(batch, prediction)
+        assert torch.equal(asked, scores)
+        assert outcome.tolist()[:2] == [1, n]
+        np.testing.assert_allclose(scores.numpy(), prediction.scores, atol=1e-5)
+        np.testing.assert_allclose(moved.numpy(), steps_of(learner).state["statistics"].numpy(), rtol=1e-5, atol=1e-5)
+    assert float((moved - start).abs().max()) > 0.1
+
+
 @pytest.mark.parametrize("recipe", [BatchNormAdapt(), Source()])
 def test_without_a_descent_there_is_an_answer_and_no_step(make: Any, rows: Any, recipe: Recipe) -> None:
     learner = make(recipe)
@@ -106,7 +126,7 @@ def test_without_a_descent_there_is_an_answer_and_no_step(make: Any, rows: Any, 
 
 @pytest.mark.parametrize(
     ("recipe", "words"),
-    [(CoTTA(), "a teacher"), (RoTTA(), "a teacher"), (BatchNormAdapt(statistics="running"), "running statistics")],
+    [(CoTTA(), "a teacher"), (RoTTA(), "a teacher"), (Tent(statistics="running"), "running statistics")],
 )
 def test_what_has_no_graph_is_said(make: Any, recipe: Recipe, words: str) -> None:
     with pytest.raises(CannotExport, match=words):
