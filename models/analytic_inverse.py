@@ -9,7 +9,8 @@ requests, best between two of them. Only half of R0 is ever written, so that it 
 form that relies on symmetry without enforcing it grows its own rounding errors from request to request.
 
 A forgotten row of leverage h multiplies the error of R by up to 1 / (1 - h)^2. That bound is followed; where it passes
-the tolerance the residual A W - B decides at the next fold, and if that is too large as well R is made anew from A.
+the tolerance the residual A W - B decides at the next fold (which comes at once where the bound is far past it), and if
+that is too large as well R is made anew from A.
 So it is after a request that is too large (more than d / 12 rows), too near the edge (1 - h below 1e-6), and after so
 many requests.
 
@@ -34,6 +35,8 @@ FEW = 32
 STRIP = 64
 EDGE = 1e-6
 """Smallest 1 - leverage that is trusted."""
+WORN = 1e-4
+"""Followed bound on the relative error from which no fold is waited for; what it bounds is far smaller as a rule."""
 
 
 class Inverse:
@@ -131,7 +134,7 @@ class Inverse:
             self.fold()
         if not self._at_once(x, y, sign):
             self._by_statistics(x, y, sign, sure=sure)
-        elif self.fold_at == 1:
+        elif self.fold_at == 1 or self.error > WORN:
             self.fold()
 
     def _at_once(self, x: Array, y: Array, sign: float) -> bool:
@@ -281,6 +284,9 @@ class Inverse:
         return self.statistics.digest()
 
     def state(self) -> dict[str, Any]:
+        """Folds first where forgotten rows wait: what is written down must not hold their features."""
+        if (self.signs[: self.waiting] > 0).any():
+            self.fold()
         at = self.waiting
         return {
             "statistics": self.statistics.state(),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from driftway.adapt.learners.acu import ACU
-from driftway.adapt.state import digest
+from driftway.adapt.state import copy_state, digest, split
 from driftway.models.backbones import TorchMap
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
@@ -158,6 +158,40 @@ def test_forgetting_and_learning_again_does_not_wear_the_head_out(settings: dict
     near(learner, once)
     if settings.get("exact") == "bitwise":
         assert learner.head.digest() == once.head.digest()
+
+
+# --- what is left -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("certificate", ["full", "quick"])
+@every
+def test_nothing_that_is_saved_holds_a_forgotten_row(settings: dict[str, Any], certificate: Any) -> None:
+    learner = taught(certificate=certificate, **settings)
+    z = learner.features(X[5:6])
+    needles = [z.astype(np.float32).tobytes(), learner.expand(z).tobytes()]
+
+    def found() -> list[bool]:
+        saved = [array.tobytes() for array in split(copy_state(learner.state()))[1].values()]
+        return [any(needle in body for body in saved) for needle in needles]
+
+    assert any(found())
+    learner.forget(np.array([5]))
+    assert not any(found())
+
+
+def test_the_head_stays_right_while_every_row_has_a_leverage_near_one() -> None:
+    """Few rows of large numbers: an error may grow a millionfold a request, and no certificate asks for a fold."""
+    x = 30 * X[:90]
+    learner = ACU(SPEC, ACU.Params(width=128, engine="low-latency", certificate="quick"), seed=3)
+    batch = dw.Batch(np.arange(90), x, 0.0, Y[:90])
+    learner.learn(batch, learner.predict(batch))
+    for i in range(80):
+        followed = learner.forget(np.array([i])).certificate["followed_error"]
+        assert followed < 1
+        never = ACU(SPEC, ACU.Params(width=128), seed=3)
+        others = dw.Batch(np.arange(i + 1, 90), x[i + 1 :], 0.0, Y[i + 1 : 90])
+        never.learn(others, never.predict(others))
+        assert np.linalg.norm(learner.head.weights() - never.head.weights()) < 1e-8
 
 
 # --- damage -----------------------------------------------------------------------------------------------------

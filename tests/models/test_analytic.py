@@ -190,7 +190,7 @@ def test_a_hundred_requests_equal_training_anew(make: Maker, digits: tuple[Array
     probe = expanded(held_out, d)
     assert_array_equal((probe @ head.weights()).argmax(1), (probe @ exact).argmax(1))
     some = slice(1000, 1032)
-    for _ in range(300 if make is not factor64 else 30):
+    for _ in range(300):
         head.forget(x[some], y[some], sure=True)
         head.learn(x[some], y[some])
     assert distance(head.weights(), exact) <= 1e-10
