@@ -367,7 +367,7 @@ def _forget(options: argparse.Namespace) -> int:
     elif options.group is not None:
         request = Forget(read_ids(options.group), 0.0, options.reason, "group")
     else:
-        text = options.ids if options.ids_file is None else options.ids_file.read_text(encoding="utf-8")
+        text = options.ids if options.ids_file is None else options.ids_file.read_text("utf-8", "replace")
         request = Forget(read_ids(text), 0.0, options.reason)
     receipt, entry = forget_in_folder(options.folder, request, name=options.label or "")
     if options.json:

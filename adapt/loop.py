@@ -148,6 +148,10 @@ class Loop:
         self._due += [Record(self.step, "forget", self.requests.told(receipt)) for receipt in receipts]
         return receipts
 
+    def recover(self) -> list[str]:
+        """After loading, or where there was nothing to load: see ``Requests.recover``."""
+        return self.requests.recover(self.learner, self.checkpoint, self._pending)
+
     def records(self) -> list[Record]:
         """The records since the last call (a bounded number is kept). ``steps`` hands them out by itself."""
         taken = list(self._due)

@@ -71,6 +71,10 @@ class Pending:
             del self._rows[row]
             self._answer(row, DROPPED)
 
+    def erase(self, ids: Array) -> None:
+        """Keep no label of these rows; a label that comes for one is too late."""
+        self._ring_labels[np.isin(self._ring_ids, ids)] = DROPPED
+
     def met(self, ids: Array) -> Array:
         """bool[B]: whether an id waits or is among the last ``capacity`` ids."""
         fresh = ids > self.highest

@@ -133,7 +133,7 @@ class Run:
                 self.loop.load(saved.parts)
                 self.stream.seek(saved.cursor)
                 kept = self.loop.written
-            self.notes += self.loop.requests.recover(self.learner, self.loop.checkpoint)
+            self.notes += self.loop.recover()
         watched = () if self.continual is None else self.continual.columns
         judged = [column for watch in self.loop.evaluators[1:] for column in watch.columns]
         columns = [*self.evaluator.columns, *watched, *judged, *self.learner.telemetry()]
@@ -182,6 +182,7 @@ class Run:
         if summary is not None:
             state = self.learner.state()
             summary |= {"state_sha256": digest(state), "state_mb": round(state_bytes(state) / 1e6, 6)}
+            summary["facts"] = plain(self.learner.facts() or None)
             write_whole(self.out / SUMMARY, to_json(summary))
         return receipt
 

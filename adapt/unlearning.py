@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 LEDGER = "ledger.jsonl"
+NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 class Requests:
@@ -42,19 +44,21 @@ class Requests:
         """Forget, all that the requests name or nothing; ``CannotForget`` with the reason.
 
         Several are carried out as one change of the model, and each has its own receipt and line in the ledger, in
-        order. rows: those of the loop that wait for their label; they are dropped if named. So are the guard's
-        snapshots: what it could roll back to would bring the data back.
+        order. rows: those of the loop that wait for their label; they are dropped if named, and of the others their
+        labels are. So are the guard's snapshots: what it could roll back to would bring the data back.
         """
         whole, waiting = self._by_learner(loop.learner, _merged(requests), rows)
         rows.drop(waiting)
+        rows.erase(np.array(whole.ids, np.int64))
         if loop.guard is not None:
             loop.guard.forget_snapshots()
         if loop.continual is not None:
             loop.continual.answers.forget()
         purged = [] if loop.checkpoint is None else loop.checkpoint.names()
+        found: dict[str, Any] = {} if self.anew is None else {"kept_to_compare": True}
         if purged or len(waiting):
-            found = {"purged": purged, "waiting_rows_dropped": waiting.tolist()}
-            whole = replace(whole, certificate={**whole.certificate, **found})
+            found |= {"purged": purged, "waiting_rows_dropped": waiting.tolist()}
+        whole = replace(whole, certificate={**whole.certificate, **found})
         receipts = [whole] if len(requests) == 1 else [_share(whole, requests, k) for k in range(len(requests))]
         if self.ledger is not None:
             for request, receipt in zip(requests, receipts):
@@ -99,10 +103,11 @@ class Requests:
             self.ledger.commit()
         self.open = False
 
-    def recover(self, learner: Learner, checkpoint: Checkpointer | None) -> list[str]:
+    def recover(self, learner: Learner, checkpoint: Checkpointer | None, rows: Pending) -> list[str]:
         """After a checkpoint was loaded, or none was found: finish what a kill cut short, and let no request be undone.
 
-        Returns a line for a person where the ledger has requests that the checkpoint is older than.
+        rows: as in ``carry_out``. Returns a line for a person where the ledger has requests that the checkpoint is
+        older than. Raises ``InputError`` where the learner cannot take their rows out again.
         """
         later = np.empty(0, np.int64) if self.ledger is None else self.ledger.reconcile()
         if self.open and checkpoint is not None:
@@ -110,7 +115,15 @@ class Requests:
             self.open = False
         if not len(later):
             return []
-        learner.bar(later)
+        try:
+            learner.bar(later)
+        except CannotForget as reason:
+            raise InputError(
+                f"the checkpoint is older than requests in the ledger, and cannot follow them ({reason}):"
+                f" delete {'it' if checkpoint is None else checkpoint.directory} to begin anew without these rows"
+            ) from None
+        rows.drop(later[[row in rows for row in later.tolist()]])
+        rows.erase(later)
         if self.anew is not None:
             self.anew.forgotten |= set(later.tolist())
         self.open = True
@@ -155,11 +168,10 @@ def _share(whole: Receipt, requests: Sequence[Forget], k: int) -> Receipt:
 def read_ids(text: str) -> Array:
     """int64[n] from numbers with commas, spaces or line ends between them; ``InputError`` for anything else."""
     words = text.replace(",", " ").split()
-    try:
-        return np.array([int(word) for word in words], np.int64)
-    except (ValueError, OverflowError):
-        wrong = next(word for word in words if not word.lstrip("-").isdigit() or len(word) > 18)
-        raise InputError(f"{wrong!r} is not the number of a row") from None
+    wrong = next((word for word in words if not NUMBER.fullmatch(word)), None)
+    if wrong is not None:
+        raise InputError(f"{wrong[:40]!r} is not the number of a row")
+    return np.array([int(word) for word in words], np.int64)
 
 
 def forget_in_folder(folder: Path, request: Forget, *, name: str = "") -> tuple[Receipt, Entry]:
@@ -211,11 +223,13 @@ def receipt_lines(receipt: Receipt, entry: Entry, folder: Path) -> list[str]:
         f"state after  {receipt.after}",
     ]
     if found.get("bound") is not None:
-        lines.append(f"distance to the exact head of what remains: at most {found['bound']:.3g}")
+        lines.append(f"distance to the exact head of the sums that remain: at most {found['bound']:.3g}")
     if found.get("smallest_pivot") is not None:
         lines.append(f"smallest pivot {found['smallest_pivot']:.3g}")
     if found.get("equal_rows_left"):
         lines.append(f"{found['equal_rows_left']} equal rows are still learnt under other ids")
+    if found.get("kept_to_compare"):
+        lines.append("still in the folder: these rows themselves, kept by --forget-gap for its comparison")
     lines.append(f"older checkpoints purged: {', '.join(found.get('purged', [])) or 'there were none'}")
     lines.append(f"line {entry['number']} of {folder / LEDGER}")
     return lines

@@ -18,6 +18,8 @@ from driftway.adapt.checkpoint import Checkpointer
 from driftway.adapt.config import resolve
 from driftway.adapt.loop import Loop
 from driftway.adapt.runs import Run
+from driftway.adapt.state import copy_state, digest
+from driftway.adapt.unlearning import read_ids
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(400, 4)).round(6)
@@ -79,6 +81,31 @@ def test_a_row_that_waits_for_its_label_is_dropped() -> None:
     loop.label(dw.Labels(np.arange(10, 20), Y[10:20], 0.0))
     assert loop.quarantined == 1
     assert head(loop.learner) == head(taught([i for i in range(20) if i not in (3, 12)]))
+
+
+def test_the_label_of_a_forgotten_row_is_kept_nowhere() -> None:
+    loop, never = Loop(acu()), Loop(acu())
+    for one, y in ((loop, Y[:20]), (never, 2 - Y[:20])):
+        one.predict(rows(0, 10))
+        one.predict(dw.Batch(np.arange(10, 20), X[10:20], 10.0, y[10:20]))
+        one.forget(dw.Forget(np.arange(10, 20), 0.0))
+    assert digest(loop.state()["pending"]) == digest(never.state()["pending"])
+    loop.label(dw.Labels(np.array([12]), Y[12:13], 0.0))
+    assert loop.quarantined == 1
+
+
+def test_a_waiting_row_that_the_ledger_names_is_dropped_from_an_older_checkpoint(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    loop = Loop(acu(), ledger=dw.Ledger(ledger))
+    loop.predict(rows(0, 10))
+    loop.predict(rows(10, 20, labels=False))
+    old = copy_state(loop.state())
+    loop.forget(dw.Forget(np.array([3, 12]), 0.0))
+    again = Loop(acu(), ledger=dw.Ledger(ledger))
+    again.load(old)
+    assert "2 rows" in again.recover()[0]
+    assert digest(again.state()["pending"]) == digest(loop.state()["pending"])
+    assert head(again.learner) == head(loop.learner)
 
 
 def test_a_refused_request_drops_no_waiting_row() -> None:
@@ -204,6 +231,18 @@ def test_what_cannot_be_forgotten_is_one_line(
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file() and p.name != "timings.csv"} == before
 
 
+@pytest.mark.parametrize("word", ["--5", "\u00b2", "9" * 19, "1_0", "+1", "1e3", "3.0"])
+def test_what_is_no_number_is_refused(word: str) -> None:
+    with pytest.raises(dw.InputError, match="is not the number of a row"):
+        read_ids(f"3, {word}")
+
+
+def test_a_file_of_rubbish_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ids").write_bytes(bytes(range(128, 256)) * 9)
+    assert command("forget", tmp_path, "--ids-file", tmp_path / "ids") == 2
+    assert "is not the number of a row" in capsys.readouterr().err
+
+
 def test_folders_and_learners_that_cannot_forget_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("forget", tmp_path, "--ids", "1") == 2
     assert "holds no run" in capsys.readouterr().err
@@ -259,6 +298,22 @@ def test_a_checkpoint_from_before_the_request_does_not_bring_the_data_back(
     (out / "summary.json").unlink()
     assert command("run", "--resume", "--out", out, "--json") == 0
     assert head_of(out) == NEVER
+
+
+def test_a_learner_that_cannot_follow_the_ledger_is_one_line(tmp_path: Path) -> None:
+    """Rows are not kept: what a later request took out as a group cannot be taken out of an older state by id."""
+    ledger = dw.Ledger(tmp_path / "ledger.jsonl")
+    settings: dict[str, Any] = {"width": 8, "keep": "digests", "groups": True, "salt": "s"}
+    loop = Loop(dw.learner("acu", SPEC, **settings), ledger=ledger)
+    loop.predict(rows(0, 10))
+    old = copy_state(loop.state())
+    loop.forget(dw.Forget(np.array([0]), 0.0, kind="group"))
+    again = Loop(dw.learner("acu", SPEC, **settings), ledger=dw.Ledger(ledger.path))
+    again.load(old)
+    with pytest.raises(dw.InputError, match=r"older than requests in the ledger.*delete it to begin anew"):
+        again.recover()
+    fresh = Loop(dw.learner("acu", SPEC, **settings), ledger=dw.Ledger(ledger.path))
+    assert "10 rows" in fresh.recover()[0]
 
 
 # --- kill -9 ----------------------------------------------------------------------------------------------------
