@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from typing import Any
@@ -34,12 +35,14 @@ class Small(nn.Module):
 
 
 def made(net: Small, delta: float = 0.05, **options: Any) -> ClusterEntropyTTT:
+    behind = copy.deepcopy(net.decoder)  # a thread must not share a module with the answers
     return ClusterEntropyTTT(
         net.features,
         dict(net.decoder.named_parameters()),
         lambda weights, features: functional_call(net.decoder, dict(weights), (features,)),
         options.pop("objective", ClusterEntropy(IDS)),
         delta,
+        behind=lambda weights, features: functional_call(behind, dict(weights), (features,)),
         **options,
     )
 
