@@ -23,8 +23,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ...streams import Array, Batch, Boundary, StreamSpec
-from ..learner import Learner, Prediction, State
+from ...streams import Array, Batch, Boundary, InputError, StreamSpec
+from ..learner import CannotCheckpoint, Learner, Prediction, State
 from .error_memory import Found, make_memory
 from .row_vectors import RowVectors
 from .strength import Kind, Strength
@@ -109,6 +109,8 @@ class ReLoop2(Learner):
         p = self.params
         self._trained = self._make_base()
         self._deployed: Learner | None = None
+        if p.base == "incremental" or p.renew > 0:
+            self._check_copies()
         self.needs = self._trained.needs
         self._kind: Kind = "value" if spec.target == "regression" else "click" if spec.n_classes == 2 else "class"
         values = max(2, spec.n_classes or 0) if self._kind == "class" else 1
@@ -130,6 +132,13 @@ class ReLoop2(Learner):
 
     def _make_base(self) -> Learner:
         return make_inner(ReLoop2.Params, self.params, self.spec, self.seed)
+
+    def _check_copies(self) -> None:
+        """``InputError`` for a base of which there can be no deployed copy."""
+        try:
+            self._trained.state()
+        except CannotCheckpoint as fault:
+            raise InputError(f"reloop2: base=incremental and renew need a copy of the base, but {fault}") from None
 
     # --- the base model -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, field, fields, make_dataclass
 from typing import Any, get_type_hints
 
-from ...streams import Array, StreamSpec
+from ...streams import Array, InputError, StreamSpec
 from ..learner import Learner, Prediction
 
 INNER = "base."
@@ -18,7 +18,10 @@ INNER = "base."
 
 
 def wrapped_params(own: type[Any], learner: str) -> type[Any]:
-    """A dataclass derived from ``own`` with the inner learner's parameters added; ``learner`` is its class variable."""
+    """A dataclass derived from ``own`` with the inner learner's parameters added; ``learner`` is its class variable.
+
+    ``InputError`` where two parameters would have one name.
+    """
     from . import learner_params
 
     theirs = learner_params(learner)
@@ -31,6 +34,10 @@ def wrapped_params(own: type[Any], learner: str) -> type[Any]:
         )
         for f in fields(theirs)
     ]
+    names = [name for name, *_ in added]
+    twice = next((name for name in names if name in taken or names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{learner} cannot be wrapped once more: there would be two parameters {twice}")
     return make_dataclass("Params", added, bases=(own,), namespace={"learner": learner}, frozen=True)
 
 

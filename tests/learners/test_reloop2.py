@@ -328,6 +328,17 @@ def test_names_and_parameters_of_both() -> None:
     assert twice._trained.memory.capacity == 7  # type: ignore[attr-defined]
     with pytest.raises(dw.InputError, match="no column 'town'"):
         dw.learner("reloop2:logistic", SPEC, code="town")
+    with pytest.raises(dw.InputError, match="reloop2:logistic cannot be wrapped once more"):
+        dw.learner("reloop2:reloop2:logistic", SPEC)
+    assert dw.learner("platt:reloop2:logistic", SPEC, arrays=4).params.arrays == 4
+
+
+@pytest.mark.parametrize("settings", [{"base": "incremental"}, {"renew": 500}])
+def test_a_base_that_cannot_be_copied_is_one_line(settings: dict[str, Any]) -> None:
+    pytest.importorskip("river")
+    with pytest.raises(dw.InputError, match="need a copy of the base"):
+        dw.learner("reloop2:river:linear_model.LogisticRegression", SPEC, **settings)
+    dw.learner("reloop2:river:linear_model.LogisticRegression", SPEC, arrays=4)
 
 
 def test_the_code_of_a_column_tells_users_apart() -> None:
