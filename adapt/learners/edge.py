@@ -45,6 +45,7 @@ class Edge(Learner):
             self.needs = frozenset({"labels"})
         self._said: Prediction | None = None
         self._changes = 0
+        self._barred: set[int] = set()
 
     @classmethod
     def params_for(cls, bundle: str) -> type[Params]:
@@ -64,7 +65,10 @@ class Edge(Learner):
         self._changes += 1
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
-        if "learn" not in self.runner.verbs or batch.y is None or not len(batch):
+        if "learn" not in self.runner.verbs:
+            return
+        batch = batch.rows(~np.isin(batch.ids, list(self._barred)))
+        if not len(batch) or batch.y is None:
             return
         self._said = None
         ids, rows = batch.ids.tolist(), self.runner.rows(batch.x)
@@ -84,6 +88,12 @@ class Edge(Learner):
         said = "the head is the one trained on the remaining rows, to the rounding of float64 sums"
         return Receipt(tuple(np.asarray(ids).tolist()), before, digest(self.runner.state()), said)
 
+    def bar(self, ids: Array) -> None:
+        there = [i for i in np.asarray(ids).tolist() if i in self.runner.learnt]
+        if there:
+            self.forget(np.array(there))
+        self._barred |= set(np.asarray(ids).tolist())
+
     def probe(self, x: Array) -> Any:
         rows = np.array(x)
         return lambda: _scores(self.runner.predict(rows))
@@ -100,14 +110,15 @@ class Edge(Learner):
 
     def state(self) -> State:
         arrays, notes = self.runner.kept()
-        return {"bundle": self.runner.about["sha256"], "arrays": arrays, "notes": notes, "changes": self._changes}
+        said = {"bundle": self.runner.about["sha256"], "changes": self._changes, "barred": sorted(self._barred)}
+        return {**said, "arrays": arrays, "notes": notes}
 
     def load(self, state: State) -> None:
         if state["bundle"] != self.runner.about["sha256"]:
             raise InputError(f"{self.params.bundle}: not the bundle that the state was made with")
         self.runner.take(state["arrays"], state["notes"])
-        self._changes = int(state["changes"])
-        self._said = None
+        self._changes, self._said = int(state["changes"]), None
+        self._barred = set(state["barred"])
 
 
 def _scores(found: Array) -> Array:

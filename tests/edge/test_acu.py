@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from driftway.adapt.edge.runner import BundleError, Runner
 from driftway.adapt.edge.steps import CannotExport, steps_of
+from driftway.adapt.state import copy_state
 from numpy.testing import assert_allclose
 
 COLUMNS = (dw.Column("a"), dw.Column("colour", ("red", "green", "blue")), dw.Column("town", ("x", "y"), open=True))
@@ -108,6 +109,19 @@ def test_in_the_loop_it_forgets_by_a_receipt(acu: Path) -> None:
     assert_allclose(edge.predict(batch).scores, ours.predict(batch).scores, atol=1e-6)  # type: ignore[arg-type]
     with pytest.raises(dw.CannotForget, match="nothing was changed"):
         edge.forget(np.array([901]))
+
+
+def test_rows_that_are_barred_go_and_stay_away(acu: Path) -> None:
+    edge, ours = dw.learner(f"edge:{acu}", SPEC), learnt()
+    batch = table(6, 9)
+    for learner in (edge, ours):
+        learner.learn(batch, learner.predict(batch))
+        learner.bar(np.array([901, 904]))
+    other = dw.learner(f"edge:{acu}", SPEC)
+    other.load(copy_state(edge.state()))
+    for learner in (other, ours):
+        learner.learn(batch.rows(slice(1, 2)), learner.predict(batch.rows(slice(1, 2))))
+    assert_allclose(other.predict(batch).scores, ours.predict(batch).scores, atol=1e-6)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

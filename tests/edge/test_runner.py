@@ -15,7 +15,9 @@ from typing import Any
 import driftway as dw
 import numpy as np
 import pytest
+import torch
 from driftway.adapt.edge.runner import BundleError, Guard, Runner, main, read_tensors, write_tensors
+from driftway.adapt.edge.steps import steps_of
 from driftway.adapt.learners.test_time_recipes import Mixture
 from numpy.testing import assert_array_equal
 
@@ -277,6 +279,26 @@ def test_a_bundle_is_a_learner(bundle: Path, make: Any) -> None:
     other.load(kept)
     assert math.isclose(other.telemetry()["steps"], 5)
     assert_array_equal(other.predict(batch).scores, edge.predict(batch).scores)  # type: ignore[arg-type]
+
+
+def test_over_many_steps_it_stays_as_near_to_double_precision_as_pytorch(bundle: Path, make: Any) -> None:
+    eager, double = (make(Mixture(rho=0.05, alpha=0.4, lr=0.01)) for _ in range(2))
+    runner = Runner(bundle)
+    double.net.double()
+    double.source = {n: w.double() for n, w in double.source.items()}
+    steps = steps_of(double)
+    verb, exact = steps.verbs["adapt"], list(steps.state.values())
+    apart = np.zeros((200, 2))
+    for i in range(len(apart)):
+        batch = dw.Batch(np.arange(1) + i, rows(1, i).astype(np.float64), float(i))
+        with torch.no_grad():
+            scores, _, *exact = verb.module(torch.from_numpy(batch.x), *exact)
+        said = eager.predict(batch)
+        eager.adapt(batch, said)
+        apart[i] = [np.abs(z - scores.numpy()).max() for z in (runner.adapt(batch.x), said.scores)]
+    mine, its = apart.max(0)
+    assert runner.counts["steps"] == len(apart)
+    assert mine <= 3 * its + 1e-6
 
 
 def test_a_bundle_of_another_stream_is_refused(bundle: Path) -> None:
