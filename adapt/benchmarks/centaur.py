@@ -8,7 +8,9 @@ what was ready). Medians, and the 99th percentile; a row whose answer waits for 
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Callable
 from time import perf_counter, sleep
 from typing import Any
 
@@ -79,15 +81,16 @@ def trained(planner: Planner, background: Background) -> ClusterEntropyTTT:
 
     entries = planner.entries()
 
-    def scores(weights: Any, features: Any) -> torch.Tensor:
-        return planner.combine(functional_call(planner.decoder, dict(weights), (*features, entries)))
+    def of(decoder: torch.nn.Module) -> Callable[[Any, Any], torch.Tensor]:
+        return lambda w, features: planner.combine(functional_call(decoder, dict(w), (*features, entries)))
 
     clusters = torch.from_numpy(manoeuvres(planner.trajectories.numpy()))
     return ClusterEntropyTTT(
         planner.features,
         dict(planner.decoder.named_parameters()),
-        scores,
+        of(planner.decoder),
         ClusterEntropy(clusters),
         1e-3,
         background=background,
+        behind=of(copy.deepcopy(planner.decoder)),
     )
