@@ -264,14 +264,16 @@ class Runner:
         return rows
 
     def _scores(self, verb: str, x: Any) -> Any:
-        if len(x) and _finite(x):
-            self._ahead = self._run(verb, {"x": x})
-            return self._ahead["scores"].copy()
-        self._ahead, scores = None, np.full((len(x), self.classes), np.nan, np.float32)
-        sound = np.array([bool((np.isfinite(row) | (np.isnan(row) & self.gaps)).all()) for row in x], bool)
-        if sound.any():
-            self._ahead = self._run(verb, {"x": x[sound]})
-            scores[sound] = self._ahead["scores"]
+        scores = np.full((len(x), self.classes), np.nan, np.float32)
+        sound: Any = slice(None)
+        if not len(x) or not _finite(x):
+            sound = [bool((np.isfinite(row) | (np.isnan(row) & self.gaps)).all()) for row in x]
+        fit = x[sound] if len(x) else x
+        answers = self._run(verb, {"x": fit}) if len(fit) else None
+        if answers is not None:
+            scores[sound] = answers["scores"]
+        if verb == "adapt":
+            self._ahead = answers
         return scores
 
     def _run(self, verb: str, rows: Mapping[str, Any]) -> dict[str, Any]:

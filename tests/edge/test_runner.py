@@ -60,6 +60,7 @@ def test_a_step_ahead_counts_only_when_it_is_committed(bundle: Path) -> None:
     one, other = Runner(bundle), Runner(bundle)
     one.ahead(rows(4))
     one.ahead(rows(4, 1))
+    one.predict(rows(2, 2))  # which changes nothing, that step included
     one.commit()
     other.adapt(rows(4, 1))
     assert all(np.array_equal(v, other.state()[k]) for k, v in one.state().items())
