@@ -126,9 +126,12 @@ class Checkpointer:
         return [place.name for place in self._whole()]
 
     def purge(self) -> None:
-        """Delete every checkpoint but the newest, and what a killed process left of others."""
-        for place in self._whole()[:-1]:
-            self._delete(place)
+        """Delete every checkpoint but the newest that was not refused, and what a killed process left of others."""
+        places = self._whole()
+        stays = [place for place in places if place.name not in self._refused][-1:]
+        for place in places:
+            if place not in stays:
+                self._delete(place)
         self._clear_drafts()
         _sync(self.directory)
 

@@ -96,6 +96,18 @@ def test_a_harmed_checkpoint_is_refused_and_the_one_before_is_used(
     assert sorted(os.listdir(tmp_path)) == ["00000001-000000000100", "00000003-000000000150"]
 
 
+def test_purging_spares_the_one_in_use_not_a_harmed_newer_one(tmp_path: Path) -> None:
+    saved_twice(tmp_path)
+    flip(tmp_path / "00000002-000000000200" / "learner.safetensors")
+    keeper = Checkpointer(tmp_path)
+    assert keeper.load_newest() is not None
+    keeper.purge()
+    assert os.listdir(tmp_path) == ["00000001-000000000100"]
+    keeper.save(300, PARTS, {})
+    keeper.purge()
+    assert os.listdir(tmp_path) == ["00000002-000000000300"]
+
+
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("driftway.adapt.checkpoint.FORMAT", 99)
     Checkpointer(tmp_path).save(1, PARTS, {})
