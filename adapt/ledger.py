@@ -28,6 +28,7 @@ from .learner import Receipt, State
 
 START = "0" * 64
 """The hash before the first line."""
+KEY_BYTES = 32
 
 Entry = dict[str, Any]
 
@@ -78,20 +79,37 @@ class Ledger:
             os.fsync(file.fileno())
         self.outbox = []
 
+    def check(self) -> None:
+        """``InputError`` where no line could be entered; to be asked before anything is forgotten."""
+        if self._key_file.exists():
+            self._key()
+
+    @property
+    def _key_file(self) -> Path:
+        return self.path.with_suffix(".key")
+
     def _key(self) -> bytes:
-        place = self.path.with_suffix(".key")
+        """The folder's secret, made when it is first needed: whole or not at all, whenever the process dies."""
+        place = self._key_file
         try:
-            return bytes.fromhex(place.read_text(encoding="ascii"))
+            key = bytes.fromhex(place.read_text(encoding="ascii"))
         except FileNotFoundError:
-            key = secrets.token_bytes(32)
-            handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(key.hex())
-                file.flush()
-                os.fsync(file.fileno())
-            return key
+            return self._new_key(place)
         except ValueError:
-            raise InputError(f"{place}: not a key") from None
+            key = b""
+        if len(key) != KEY_BYTES:
+            raise InputError(f"{place}: not a key")
+        return key
+
+    def _new_key(self, place: Path) -> bytes:
+        key, draft = secrets.token_bytes(KEY_BYTES), place.with_suffix(".key-draft")
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(key.hex())
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(draft, place)
+        return key
 
     # --- reading ------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,8 @@ class Requests:
         order. rows: those of the loop that wait for their label; they are dropped if named, and of the others their
         labels are. So are the guard's snapshots: what it could roll back to would bring the data back.
         """
+        if self.ledger is not None:
+            self.ledger.check()
         whole, waiting = self._by_learner(loop.learner, _merged(requests), rows)
         rows.drop(waiting)
         rows.erase(np.array(whole.ids, np.int64))

@@ -122,7 +122,13 @@ def test_lines_beyond_the_state_name_their_rows(path: Path) -> None:
     assert fresh.count == 3
 
 
-def test_a_broken_key_is_one_line(path: Path) -> None:
-    path.with_suffix(".key").write_text("no key")
+@pytest.mark.parametrize("words", ["no key", "", "ab", "ab" * 70])
+def test_a_broken_key_is_one_line_before_anything_is_forgotten(path: Path, words: str) -> None:
+    path.with_suffix(".key").write_text(words)
     with pytest.raises(dw.InputError, match="not a key"):
         dw.Ledger(path).enter(receipt(1), {})
+    loop = dw.Loop(dw.learner("acu", dw.StreamSpec("s", (dw.Column("a"),), classes=("n", "y"))), ledger=dw.Ledger(path))
+    loop.predict(dw.Batch(np.arange(6), np.arange(6.0)[:, None], 0.0, np.arange(6) % 2))
+    with pytest.raises(dw.InputError, match="not a key"):
+        loop.forget(dw.Forget(np.array([3]), 0.0))
+    assert loop.learner.telemetry()["forgotten"] == 0
