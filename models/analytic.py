@@ -279,7 +279,7 @@ class Statistics:
             half, right = self.sums()
             lower, definite = factor(self._copied(half))
             if not definite:
-                raise StateCorrupt("A is not positive definite: rows were taken out that were never put in")
+                raise StateCorrupt("A is not positive definite")
             self.pivot = smallest_pivot(lower)
             self._weights = self._solved(half, right, lower)
             self._lower = lower

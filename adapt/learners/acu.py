@@ -138,7 +138,7 @@ class ACU(Learner):
             return
         z, y = self.features(_rows(batch)), np.asarray(batch.y)
         x, targets = self.expand(z), self._targets(y)
-        self.head.learn(x, targets)
+        self._sound(partial(self.head.learn, x, targets))
         self.learnt.add(batch.ids, z, y, self.group)
         if self._keeps_records:
             self.records.setdefault(self.group, Record(self.expand.width)).add(x, targets)
@@ -300,10 +300,18 @@ class ACU(Learner):
         if not there.any():
             scores[...] = 1 / scores.shape[1]
             return scores
-        z = (x @ self.head.weights()[:, there]) / self.params.temperature
+        z = (x @ self._sound(self.head.weights)[:, there]) / self.params.temperature
         z = np.exp(z - z.max(axis=1, keepdims=True))
         scores[:, there] = z / z.sum(axis=1, keepdims=True)
         return scores
+
+    def _sound(self, work: Callable[[], Any]) -> Any:
+        """What the work on the head returns; ``InputError`` where rounding leaves no head to compute."""
+        try:
+            return work()
+        except StateCorrupt as fault:
+            g = self.params.gamma
+            raise InputError(f"acu: gamma {g:g} is too small for features of this size ({fault})") from None
 
     def probe(self, x: Array) -> Any:
         rows = self.expand(self.features(x))

@@ -194,6 +194,12 @@ def test_the_head_stays_right_while_every_row_has_a_leverage_near_one() -> None:
         assert np.linalg.norm(learner.head.weights() - never.head.weights()) < 1e-8
 
 
+@pytest.mark.parametrize("engine", ["statistics", "low-latency"])
+def test_a_gamma_that_rounding_swallows_is_one_line(engine: Any) -> None:
+    with pytest.raises(dw.InputError, match="gamma 1e-200 is too small"):
+        taught(gamma=1e-200, engine=engine)
+
+
 # --- damage -----------------------------------------------------------------------------------------------------
 
 
