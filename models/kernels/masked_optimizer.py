@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import masked_optimizer_compiled as machine
-from .parameter_table import aligned, known, laid_out, layout, lines, rates_of, refuse, upload
+from .parameter_table import LIKE, START, addresses, aligned, known, laid_out, layout, lines, rates_of, refuse, upload
 from .selection import choose
 from .update_rules import LOW, Rates, check, rounded, row_keys, updated, working
 
@@ -80,8 +80,11 @@ class EntryUpdate:
 
     def __post_init__(self) -> None:
         check(self.weight, self.moments, self.count, (), self.seed)
-        if self.words.dtype != torch.int32 or len(self.words) != -(-self.weight.numel() // 32):
+        words, rest = self.words, -self.weight.numel() % 32
+        if words.dtype != torch.int32 or words.numel() * 32 != self.weight.numel() + rest or not words.is_contiguous():
             raise ValueError("words must be the weight's mask as pack_mask gives it")
+        if self.grad.shape != self.weight.shape:
+            raise ValueError(f"the gradient is {list(self.grad.shape)} and the weight {list(self.weight.shape)}")
 
 
 def update_entries(updates: Sequence[EntryUpdate], path: Path | None = None) -> None:
@@ -95,10 +98,15 @@ def update_entries(updates: Sequence[EntryUpdate], path: Path | None = None) -> 
         if own == "torch":
             _entries_reference(update)
         else:
-            ready = replace(update, grad=_readable(update, own))
+            ready = _ready(update, own)
             groups.setdefault((own, _kind(ready)), []).append(ready)
     for (own, _), some in groups.items():
-        EntryTable._of(some, own).step()
+        if own == "compiled":
+            _count(some)
+            rates = rates_of([update.rates for update in some], some[0].weight.device)
+            _compiled(some[0], _entry_table(some), rates.numpy())
+        else:
+            EntryTable._of(some, own).step()
 
 
 def path_for(path: Path | None, weight: Tensor, *moments: Tensor) -> Path:
@@ -115,11 +123,12 @@ def _kind(update: EntryUpdate | BlockUpdate) -> tuple[object, ...]:
     return weight.device, weight.dtype, update.grad.dtype, len(update.moments), *counts, side
 
 
-def _readable(update: EntryUpdate | BlockUpdate, path: Path) -> Tensor:
-    """The gradient as the path reads it: laid out like the weight; in compiled code, of the moments' type."""
+def _ready(update: U, path: Path) -> U:
+    """The update with a gradient as the path reads it: laid out like the weight; in compiled code, of moments' type."""
     order, grad = layout(update.weight), update.grad
     assert order is not None
-    return laid_out(grad.to(working(update.weight.dtype)) if path == "compiled" else grad, order)
+    grad = laid_out(grad.to(working(update.weight.dtype)) if path == "compiled" else grad, order)
+    return update if grad is update.grad else replace(update, grad=grad)
 
 
 def _entries_reference(update: EntryUpdate) -> None:
@@ -181,47 +190,58 @@ class EntryTable:
 
     @classmethod
     def _of(cls, updates: Sequence[EntryUpdate], path: Path) -> EntryTable:
-        device, found, start = updates[0].weight.device, [], 0
-        for u in updates:
-            found.append((*_addresses(u), u.weight.numel(), start, u.seed or 0, u.words.data_ptr(), 0, 0))
-            if path == "triton":
-                from . import masked_optimizer_triton as triton
+        device, table, programs = updates[0].weight.device, _entry_table(updates), 0
+        if path == "triton":
+            from . import masked_optimizer_triton as triton
 
-                start += triton.programs(u.weight.numel())
-        where = upload(torch.from_numpy(np.array(found, np.int64)), device)
-        return cls(tuple(updates), where, rates_of([u.rates for u in updates], device), path, start)
+            ends = np.cumsum([triton.programs(u.weight.numel()) for u in updates])
+            table[1:, START], programs = ends[:-1], int(ends[-1])
+        where = upload(torch.from_numpy(table), device)
+        return cls(tuple(updates), where, rates_of([u.rates for u in updates], device), path, programs)
 
     def step(self) -> None:
         """Update the entries that the masks say."""
         first = self.updates[0]
-        moments, random = len(first.moments), first.seed is not None
-        if first.count is not None:
-            torch._foreach_add_([u.count for u in self.updates if u.count is not None], 1)
+        _count(self.updates)
         if self.path == "triton":
             from . import masked_optimizer_triton as triton
 
-            types = first.weight.dtype, first.grad.dtype
-            triton.update_entries(self.where, self.rates, types, (moments, random), self.programs)
+            types, rule = (first.weight.dtype, first.grad.dtype), (len(first.moments), first.seed is not None)
+            triton.update_entries(self.where, self.rates, types, rule, self.programs)
             return
-        given = self.where.numpy(), self.rates.numpy(), moments
-        if first.weight.dtype is torch.bfloat16:
-            machine.update_short_entries(*given, random)
-        else:
-            machine.update_entries(*given, np.empty(0, first.grad.numpy().dtype))
+        _compiled(first, self.where.numpy(), self.rates.numpy())
 
 
-def _check_table(updates: Sequence[EntryUpdate] | Sequence[BlockUpdate], path: Path) -> None:
+def _count(updates: Sequence[EntryUpdate]) -> None:
+    counts = [u.count for u in updates if u.count is not None]
+    if counts:
+        torch._foreach_add_(counts, 1)
+
+
+def _compiled(first: EntryUpdate, where: np.ndarray, rates: np.ndarray) -> None:
+    """What a table holds, in compiled code. first: any of its updates."""
+    if first.weight.dtype is torch.bfloat16:
+        machine.update_short_entries(where, rates, len(first.moments), first.seed is not None)
+    else:
+        machine.update_entries(where, rates, len(first.moments), LIKE[first.weight.dtype])
+
+
+def _entry_table(updates: Sequence[EntryUpdate]) -> np.ndarray:
+    """The table of addresses; where programs start is left to be filled in."""
+    own = [(u.weight.numel(), 0, u.seed or 0, u.words.data_ptr(), 0, 0) for u in updates]
+    return np.array([(*_addresses(u), *others) for u, others in zip(updates, own)], np.int64)
+
+
+def _check_table(updates: Sequence[U], path: Path) -> None:
     if len({_kind(update) for update in updates}) > 1 or path == "torch":
         raise ValueError("a table is for weights and gradients of one device, type and rule: make one for each")
-    if any(_readable(update, path) is not update.grad for update in updates):
+    if any(_ready(update, path) is not update for update in updates):
         raise ValueError("a table reads gradients where they lie: lay them out like the weight")
 
 
 def _addresses(update: EntryUpdate | BlockUpdate) -> tuple[int, ...]:
     """Of weight, both moments, count and gradient."""
-    first, second = (*(m.data_ptr() for m in update.moments), 0, 0)[:2]
-    count = 0 if update.count is None else update.count.data_ptr()
-    return update.weight.data_ptr(), first, second, count, update.grad.data_ptr()
+    return *addresses(update.weight, update.moments, update.count), update.grad.data_ptr()
 
 
 # --- blocks ---------------------------------------------------------------------------------------------------------
@@ -247,6 +267,8 @@ class BlockUpdate:
         if self.side not in SIDES or self.weight.dim() != 2:
             raise ValueError(f"blocks are of side {', '.join(map(str, SIDES))} and of a matrix [rows, columns]")
         check(self.weight, self.moments, self.count, grid(self.weight, self.side), self.seed)
+        if self.grad.shape not in (self.weight.shape, (len(self.block), self.side, self.side)):
+            raise ValueError(f"a gradient {list(self.grad.shape)} is neither the weight's nor that of its blocks")
 
 
 def grid(weight: Tensor, side: int) -> tuple[int, int]:
@@ -265,7 +287,7 @@ def update_blocks(updates: Sequence[BlockUpdate], path: Path | None = None) -> N
         if own == "torch":
             _blocks_reference(update)
         else:
-            ready = replace(update, grad=_readable(update, own))
+            ready = _ready(update, own)
             groups.setdefault((own, _kind(ready)), []).append(ready)
     for (own, _), some in groups.items():
         block = some[0].block if len(some) == 1 else torch.cat([update.block for update in some])
@@ -341,7 +363,7 @@ class BlockTable:
         if first.weight.dtype is torch.bfloat16:
             machine.update_short_blocks(*given, random)
         else:
-            machine.update_blocks(*given, np.empty(0, first.grad.numpy().dtype))
+            machine.update_blocks(*given, LIKE[first.weight.dtype])
 
 
 # --- as operators of PyTorch ----------------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ WORDS = ACROSS = EXTRA
 ROWS = MORE
 CHUNK = 1024
 """Entries that are left out together where none of them is active."""
-WORD = np.zeros(1, np.uint32)
-BIT = np.uint32(1) << np.arange(32, dtype=np.uint32)
+BYTES = np.zeros(1, np.uint8)
+BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view(np.uint64).ravel()
+"""The eight bits of each byte, lowest first, as eight bytes of 0 or 1."""
 HALVES = np.zeros(1, np.uint16)
 
 
@@ -35,17 +36,15 @@ HALVES = np.zeros(1, np.uint16)
 
 
 @inner
-def _unpack(words: Any, on: Any) -> bool:
-    """on[k, j] = bit j of word k, where it is; whether any is set."""
-    found = np.uint32(0)
-    for k in range(words.size):
-        found |= words[k]
+def _unpack(packed: Any, on: Any) -> bool:
+    """on[k], eight bytes, = the bits of byte k; whether any is set."""
+    found = np.uint8(0)
+    for k in range(packed.size):
+        found |= packed[k]
     if found == 0:
         return False
-    for k in range(words.size):
-        word = words[k]
-        for j in range(32):
-            on[k, j] = word & BIT[j]
+    for k in range(packed.size):
+        on[k] = BITS[packed[k]]
     return True
 
 
@@ -104,15 +103,15 @@ def _count(line: Any) -> float:
 @compiled
 def update_entries(table: Any, rates: Any, moments: int, like: Any) -> None:
     """like: an array of the type of weights, moments and gradients. Counts say the number of this update already."""
-    on, memo = np.empty((CHUNK // 32, 32), np.uint32), np.full(MEMO, -1.0)
-    flat = on.reshape(CHUNK)
+    on, memo = np.empty(CHUNK // 8, np.uint64), np.full(MEMO, -1.0)
+    flat = on.view(np.uint8)
     for p in range(len(table)):
         line = table[p]
         if moments == 2:
             bias_corrected(rates, p, _count(line), memo)
         for at in range(0, line[WIDTH], CHUNK):
             n = min(CHUNK, line[WIDTH] - at)
-            if _unpack(array_at(line[WORDS], at // 32, (n + 31) // 32, WORD), on):
+            if _unpack(array_at(line[WORDS], at // 8, (n + 7) // 8, BYTES), on):
                 w, g = array_at(line[WEIGHT], at, n, like), array_at(line[GRAD], at, n, like)
                 _update_chunk(line, rates, p, at, w, flat[:n], g, moments, memo)
 
@@ -120,8 +119,8 @@ def update_entries(table: Any, rates: Any, moments: int, like: Any) -> None:
 @compiled
 def update_short_entries(table: Any, rates: Any, moments: int, random: bool) -> None:
     """The same for weights in bfloat16, moments and gradients in float32."""
-    on, memo = np.empty((CHUNK // 32, 32), np.uint32), np.full(MEMO, -1.0)
-    flat = on.reshape(CHUNK)
+    on, memo = np.empty(CHUNK // 8, np.uint64), np.full(MEMO, -1.0)
+    flat = on.view(np.uint8)
     bits, new = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint16)
     for p in range(len(table)):
         line = table[p]
@@ -129,7 +128,7 @@ def update_short_entries(table: Any, rates: Any, moments: int, random: bool) -> 
             bias_corrected(rates, p, _count(line), memo)
         for at in range(0, line[WIDTH], CHUNK):
             n = min(CHUNK, line[WIDTH] - at)
-            if not _unpack(array_at(line[WORDS], at // 32, (n + 31) // 32, WORD), on):
+            if not _unpack(array_at(line[WORDS], at // 8, (n + 7) // 8, BYTES), on):
                 continue
             half, g = array_at(line[WEIGHT], at, n, HALVES), array_at(line[GRAD], at, n, FLOATS)
             widen(half, bits)

@@ -20,6 +20,8 @@ WEIGHT, FIRST, SECOND, COUNT, GRAD, WIDTH, START, SEED, EXTRA, MORE, LAST = rang
 """Addresses of weight, moments, counts and gradient; entries of a row; where a compact gradient's first row stands
 among all active ones (-1: the gradient is dense); the seed of the rounding; three columns for each op's own use."""
 COLUMNS = 11
+LIKE = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
+"""Arrays by which compiled code knows the type of what lies at addresses."""
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
@@ -46,10 +48,11 @@ def layout(tensor: Tensor) -> torch.memory_format | None:
 
 def known(weight: Tensor, *moments: Tensor) -> bool:
     """Whether compiled code (on a GPU: Triton kernels) knows the weight's type, and all are laid out alike."""
-    long = torch.float64 if weight.device.type == "cpu" else torch.float32
-    order = layout(weight)
-    alike = order is not None and all(layout(moment) is order for moment in moments)
-    return alike and weight.dtype in (torch.float32, torch.bfloat16, long)
+    order, dtype = layout(weight), weight.dtype
+    for moment in moments:
+        if layout(moment) is not order:
+            return False
+    return order is not None and dtype in (torch.float32, torch.bfloat16, torch.float64 if weight.is_cpu else None)
 
 
 def refuse(path: str | None) -> Literal["torch"]:
@@ -68,6 +71,13 @@ def lines(tensor: Tensor, order: torch.memory_format | None) -> Tensor:
     """[rows, entries] in the order of ``order``; a view of a tensor that lies so."""
     plain = order is None or order is torch.contiguous_format
     return (tensor if plain else tensor.movedim(1, -1)).reshape(len(tensor), -1 if tensor.numel() else 0)
+
+
+def addresses(weight: Tensor, moments: Sequence[Tensor], count: Tensor | None) -> tuple[int, int, int, int]:
+    """The first four columns."""
+    first = moments[0].data_ptr() if moments else 0
+    second = moments[1].data_ptr() if len(moments) == 2 else 0
+    return weight.data_ptr(), first, second, 0 if count is None else count.data_ptr()
 
 
 def rates_of(rates: Sequence[Sequence[float] | Tensor], device: torch.device) -> Tensor:

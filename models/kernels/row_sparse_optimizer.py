@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from . import row_sparse_optimizer_compiled as machine
-from .parameter_table import aligned, known, laid_out, layout, lines, rates_of, refuse, upload
+from .parameter_table import LIKE, addresses, aligned, known, laid_out, layout, lines, rates_of, refuse, upload
 from .selection import choose
 from .update_rules import Rates, check, rounded, row_keys, updated, working
 
@@ -57,7 +57,14 @@ class RowUpdate:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check(self.weight, self.moments, self.count, self.weight.shape[:1], self.seed)
+        shape, grad, k = self.weight.shape, self.grad.shape, self.index.shape[0]
+        check(self.weight, self.moments, self.count, shape[:1], self.seed)
+        if self.inputs is not None:
+            fits = grad == (len(self.inputs), k) and self.inputs.numel() == len(self.inputs) * _width(self.weight)
+        else:
+            fits = grad[1:] == shape[1:] and (grad[0] == k or grad[0] == shape[0])
+        if not fits:
+            raise ValueError(f"a gradient {list(grad)} is not that of {k} rows of a weight {list(shape)}")
 
 
 def update_rows(updates: Sequence[RowUpdate], path: Path | None = None) -> None:
@@ -75,7 +82,11 @@ def update_rows(updates: Sequence[RowUpdate], path: Path | None = None) -> None:
             groups.setdefault((own, _kind(ready)), []).append(ready)
     for (own, _), some in groups.items():
         row = some[0].index if len(some) == 1 else torch.cat([update.index for update in some])
-        RowTable._of(some, own).step(row)
+        if own == "compiled":
+            rates = rates_of([update.rates for update in some], row.device)
+            _compiled(some[0], *_addresses(some), rates.numpy(), row.numpy())
+        else:
+            RowTable._of(some, own).step(row)
 
 
 def path_for(path: Path | None, update: RowUpdate) -> Path:
@@ -111,8 +122,8 @@ def compact_gradient(update: RowUpdate) -> Tensor:
     """The gradient of the active rows, [k, ...], from any of its three forms."""
     weight, index, grad, inputs = update.weight, update.index, update.grad, update.inputs
     if inputs is not None:
-        return (grad.t() @ inputs.reshape(len(inputs), _width(update))).view(len(index), *weight.shape[1:])
-    return grad if len(grad) == len(index) else grad[index]
+        return (grad.t() @ inputs.reshape(len(inputs), _width(weight))).view(len(index), *weight.shape[1:])
+    return grad if grad.shape[0] == index.shape[0] else grad[index]
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -179,53 +190,59 @@ class RowTable:
 
     @classmethod
     def _of(cls, updates: Sequence[RowUpdate], path: Path) -> RowTable:
-        device, widths = updates[0].weight.device, [_width(update) for update in updates]
-        numbers = np.repeat(np.arange(len(updates)), [len(update.index) for update in updates])
+        device = updates[0].weight.device
+        where, numbers, widest = _addresses(updates)
         even = path == "triton" and all(
-            width % 16 == 0 and aligned(u.weight, u.grad, *u.moments) for u, width in zip(updates, widths)
+            _width(u.weight) % 16 == 0 and aligned(u.weight, u.grad, *u.moments) for u in updates
         )
-        tensor, where = (upload(torch.from_numpy(array), device) for array in (numbers, _where(updates, widths)))
+        tensor, places = (upload(torch.from_numpy(array), device) for array in (numbers, where))
         rates = rates_of([update.rates for update in updates], device)
-        return cls(tuple(updates), tensor, where, rates, path, max(widths), even)
+        return cls(tuple(updates), tensor, places, rates, path, widest, even)
 
     def step(self, row: Tensor) -> None:
         """Update rows int64[E], those of each parameter (rising) behind those of the one before."""
         if row.shape != self.tensor.shape:
             raise ValueError(f"the table is for {len(self.tensor)} active rows, not {tuple(row.shape)}")
         first = self.updates[0]
-        moments, counted, random = len(first.moments), first.count is not None, first.seed is not None
         if self.path == "triton":
             from . import row_sparse_optimizer_triton as triton
 
             types = first.weight.dtype, first.grad.dtype
-            rule = moments, counted, random
+            rule = len(first.moments), first.count is not None, first.seed is not None
             triton.update_rows(self.where, self.rates, self.tensor, row, types, rule, self.widest, self.even)
             return
-        given = [t.numpy() for t in (self.where, self.rates, self.tensor, row)]
-        if first.weight.dtype is torch.bfloat16:
-            machine.update_short_rows(*given, moments, self.widest, random)
-        else:
-            machine.update_rows(*given, moments, self.widest, np.empty(0, first.grad.numpy().dtype))
+        where, tensor, rates, rows = (t.numpy() for t in (self.where, self.tensor, self.rates, row))
+        _compiled(first, where, tensor, self.widest, rates, rows)
 
 
-def _width(update: RowUpdate) -> int:
-    return update.weight.numel() // max(1, len(update.weight))
+def _compiled(
+    first: RowUpdate, where: np.ndarray, tensor: np.ndarray, widest: int, rates: np.ndarray, row: np.ndarray
+) -> None:
+    """What a table holds, in compiled code. first: any of its updates."""
+    given = where, rates, tensor, row, len(first.moments), widest
+    if first.weight.dtype is torch.bfloat16:
+        machine.update_short_rows(*given, first.seed is not None)
+    else:
+        machine.update_rows(*given, LIKE[first.weight.dtype])
 
 
-def _where(updates: Sequence[RowUpdate], widths: Sequence[int]) -> np.ndarray:
-    """The table of addresses."""
-    found, start = [], 0
-    for u, width in zip(updates, widths):
-        first, second = (*(m.data_ptr() for m in u.moments), 0, 0)[:2]
-        count = 0 if u.count is None else u.count.data_ptr()
-        grad, k, seed = u.grad.data_ptr(), len(u.index), u.seed or 0
+def _width(weight: Tensor) -> int:
+    return weight.numel() // max(1, weight.shape[0])
+
+
+def _addresses(updates: Sequence[RowUpdate]) -> tuple[np.ndarray, np.ndarray, int]:
+    """The table of addresses, the parameter of each active row, and the entries of the widest row."""
+    found, counts, start, widest = [], [], 0, 0
+    for u in updates:
+        grad, k, width = u.grad.data_ptr(), u.index.shape[0], _width(u.weight)
         if u.inputs is not None:
-            own = (u.inputs.data_ptr(), width, start, seed, grad, len(u.inputs), k)
+            own = (u.inputs.data_ptr(), width, start, u.seed or 0, grad, u.inputs.shape[0], k)
         else:
-            own = (grad, width, start if len(u.grad) == k else -1, seed, 0, 0, k)
-        found.append((u.weight.data_ptr(), first, second, count, *own))
-        start += k
-    return np.array(found, np.int64)
+            own = (grad, width, start if u.grad.shape[0] == k else -1, u.seed or 0, 0, 0, k)
+        found.append((*addresses(u.weight, u.moments, u.count), *own))
+        counts.append(k)
+        start, widest = start + k, max(widest, width)
+    return np.array(found, np.int64), np.repeat(np.arange(len(counts)), counts), widest
 
 
 # --- as an operator of PyTorch --------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def check(
         raise ValueError(f"moments of a {weight.dtype} weight are none, one or two of its shape, of type {real}")
     if count is None and (len(moments) == 2 or seed is not None):
         raise ValueError("AdamW and stochastic rounding need count, the numbers of updates so far")
-    if count is not None and (count.shape != counted or count.dtype != torch.float32):
-        raise ValueError(f"count must be float32{list(counted)}, not {count.dtype}{list(count.shape)}")
+    if count is not None and (count.shape != counted or count.dtype != torch.float32 or not count.is_contiguous()):
+        raise ValueError(f"count must be float32{list(counted)} without gaps, not {count.dtype}{list(count.shape)}")
     if seed is not None and weight.dtype != torch.bfloat16:
         raise ValueError("stochastic rounding (seed) is for bfloat16 weights")

@@ -326,6 +326,9 @@ def test_what_does_not_belong_together_is_refused_in_one_line() -> None:
     weight, words = torch.zeros(8, 8), torch.zeros(2, dtype=torch.int32)
     for text, make in (
         ("as pack_mask gives it", lambda: EntryUpdate(weight, (), words[:1], weight, RATES)),
+        ("as pack_mask gives it", lambda: EntryUpdate(weight, (), words.repeat(2)[::2], weight, RATES)),
+        (r"gradient is \[4, 8\]", lambda: EntryUpdate(weight, (), words, weight[:4], RATES)),
+        ("neither the weight's", lambda: BlockUpdate(weight, (), torch.arange(1), 16, weight[:4], RATES)),
         ("need count", lambda: EntryUpdate(weight, (weight, weight), words, weight, RATES)),
         ("sides? 16, 32, 64|of side 16", lambda: BlockUpdate(weight, (), torch.arange(1), 8, weight, RATES)),
         ("of a matrix", lambda: BlockUpdate(weight[0], (), torch.arange(1), 16, weight[0], RATES)),

@@ -278,15 +278,20 @@ def test_layouts_of_weights_and_gradients() -> None:
 
 
 def test_what_does_not_belong_together_is_refused_in_one_line() -> None:
-    weight, index, grad = torch.zeros(3, 2), torch.tensor([0]), torch.zeros(1, 2)
-    for words, moments, given in (
-        ("need count", (weight, weight), {}),
-        ("moments of a torch.float32 weight", (weight[:1],), {}),
-        (r"count must be float32\[3\]", (), {"count": torch.zeros(2)}),
-        ("for bfloat16 weights", (), {"count": torch.zeros(3), "seed": 1}),
-    ):
+    weight = torch.zeros(3, 2)
+    whole = RowUpdate(weight, (), torch.tensor([0]), torch.zeros(1, 2), RATES)
+    cases: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("need count", {"moments": (weight, weight)}),
+        ("moments of a torch.float32 weight", {"moments": (weight[:1],)}),
+        (r"count must be float32\[3\]", {"count": torch.zeros(2)}),
+        ("without gaps", {"count": torch.zeros(6)[::2]}),
+        ("for bfloat16 weights", {"count": torch.zeros(3), "seed": 1}),
+        ("not that of 1 rows", {"grad": torch.zeros(2, 2)}),
+        ("not that of 1 rows", {"inputs": torch.zeros(1, 3)}),
+    )
+    for words, given in cases:
         with pytest.raises(ValueError, match=words):
-            RowUpdate(weight, moments, index, grad, RATES, **given)  # type: ignore[arg-type]
+            replace(whole, **given)
 
 
 def test_it_is_an_operator_that_compiles_in_one_graph() -> None:
@@ -315,19 +320,19 @@ from driftway.models.kernels.row_sparse_optimizer import RowUpdate, update_rows
 from test_row_sparse_optimizer import copied, fresh, last_row_of_many, seen
 assert selection.triton_works("row_sparse_optimizer", torch.device("cpu"))
 row_sparse_optimizer_triton.LANES = 64  # several rounds
-for dtype, seed in ((torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, 5)):
-    for moments in range(3):
-        updates = [fresh(s, moments, dtype, n, seed=seed) for n, s in enumerate(((4, 150), (9, 3, 3), (6, 0), (2, 64)))]
-        updates = [replace(u, grad=u.grad[u.index]) if n % 2 else u for n, u in enumerate(updates)]
-        nothing = fresh((5, 3), moments, dtype, seed=seed)
-        updates.append(replace(nothing, index=nothing.index[:0], grad=nothing.grad[:0]))
-        twins = [copied(u) for u in updates]
-        for _ in range(2):
-            update_rows(updates, "triton")
-            update_rows(twins, "torch")
-        rtol = 1e-5 if dtype is torch.float32 else 2**-7
-        for one, two in zip(updates, twins):
-            torch.testing.assert_close(seen(one), seen(two), rtol=rtol, atol=1e-6, equal_nan=True)
+short = torch.bfloat16
+for dtype, seed, moments in (*((torch.float32, None, m) for m in range(3)), (short, None, 2), (short, 5, 1)):
+    updates = [fresh(s, moments, dtype, n, seed=seed) for n, s in enumerate(((4, 150), (9, 3, 3), (6, 0), (2, 64)))]
+    updates = [replace(u, grad=u.grad[u.index]) if n % 2 else u for n, u in enumerate(updates)]
+    nothing = fresh((5, 3), moments, dtype, seed=seed)
+    updates.append(replace(nothing, index=nothing.index[:0], grad=nothing.grad[:0]))
+    twins = [copied(u) for u in updates]
+    for _ in range(2):
+        update_rows(updates, "triton")
+        update_rows(twins, "torch")
+    rtol = 1e-5 if dtype is torch.float32 else 2**-7
+    for one, two in zip(updates, twins):
+        torch.testing.assert_close(seen(one), seen(two), rtol=rtol, atol=1e-6, equal_nan=True)
 whole = torch.arange(-300, 300).view(6, 100).to(torch.bfloat16)
 found = [whole.clone() for _ in range(2)]
 for weight, path in zip(found, ("torch", "triton")):
