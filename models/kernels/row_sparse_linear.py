@@ -134,7 +134,7 @@ class _RowLinear(torch.autograd.Function):
             slot.see(y)
         ctx.save_for_backward(rows, weight)
         ctx.slot, ctx.shape, ctx.path = slot, x.shape, path_for(path, x)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
@@ -186,7 +186,7 @@ def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot) -> 
     if slot.choice.score == "token_l1":
         score = row_score(y, "token_l1")
     y = _Tapped.apply(y, flat, slot.first_rows(score), tap, None)
-    return y.view(*x.shape[:-1], -1)
+    return y.view(*x.shape[:-1], len(weight))
 
 
 def _tap(slot: RowSlot) -> Tensor:

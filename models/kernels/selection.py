@@ -52,8 +52,10 @@ def choose(path: P | None, op: str, tensor: Tensor, cpu: P, reference: P) -> P:
     return cast(P, "triton") if works else reference
 
 
+@torch.compiler.assume_constant_result
 def triton_works(op: str, device: torch.device) -> bool:
-    """Whether the Triton kernels of an op agree with its reference on a tiny input here.
+    """Whether the Triton kernels of an op agree with its reference on a tiny input here; ``torch.compile`` asks, and
+    does not look into the asking.
 
     Asked once per op and kind of device; one warning and False where they do not, or Triton is missing. On a CPU they
     run in Triton's interpreter only, that is where the environment says TRITON_INTERPRET=1.

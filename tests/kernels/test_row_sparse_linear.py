@@ -127,6 +127,15 @@ def test_a_step_by_hand() -> None:
     torch.testing.assert_close(weight.detach(), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.9], [-2.4, -0.1]]))
 
 
+def test_without_tokens_there_is_a_choice_and_a_gradient_of_zeros() -> None:
+    slot, weight = RowSlot(Choice(0.5)), random(6, 4, seed=0, grad=True)
+    for shape in ((0, 4), (2, 0, 4)):
+        row_sparse_linear(random(*shape, seed=1, grad=True), weight, None, slot).sum().backward()
+        rows, grad = compact(slot)
+        assert rows.tolist() == [0, 1, 2]
+        assert torch.equal(grad, torch.zeros(3, 4))
+
+
 def test_a_layer_used_twice_adds_scores_and_gradients() -> None:
     """All passes seen before the first backward pass: the rows are those of the concatenated batch."""
     weight, slot, together = random(20, 6, grad=True), RowSlot(Choice(0.7), factors=10), RowSlot(Choice(0.7))

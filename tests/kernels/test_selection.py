@@ -68,6 +68,17 @@ def test_kernels_that_differ_or_are_missing_are_one_warning(monkeypatch: pytest.
         assert not triton_works("absent", CPU)
 
 
+def test_a_graph_is_compiled_whole_around_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    asked = kernels(monkeypatch)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if triton_works("nothing", x.device) else x
+
+    assert torch.compile(layer, fullgraph=True, backend="eager")(torch.zeros(2)).tolist() == [1, 1]
+    assert asked == [CPU]
+
+
 def test_references_run_inside_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(1)
     with references():
