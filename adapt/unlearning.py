@@ -159,8 +159,10 @@ def _share(whole: Receipt, requests: Sequence[Forget], k: int) -> Receipt:
     """The receipt of one of several requests that were carried out as one change."""
     ids = tuple(np.asarray(requests[k].ids).tolist())
     found = dict(whole.certificate)
-    digests = {str(row): found["digests"][str(row)] for row in ids if str(row) in found.get("digests", {})}
-    found |= {"digests": digests, "rows": sum(map(len, digests.values()))}
+    found["rows"] = len(ids)
+    if "digests" in found:
+        digests = {str(row): found["digests"][str(row)] for row in ids if str(row) in found["digests"]}
+        found |= {"digests": digests, "rows": sum(map(len, digests.values()))}
     if "waiting_rows_dropped" in found:
         found["waiting_rows_dropped"] = [row for row in found["waiting_rows_dropped"] if row in ids]
     found["together"] = {"request": k + 1, "of": len(requests), "rows": whole.certificate.get("rows")}

@@ -87,6 +87,15 @@ def test_what_waits_is_one_update_with_a_line_for_each_request(tmp_path: Path, m
     assert [t.receipt.ids for t in tickets if t.receipt is not None] == [(7, 3), (), (100,), (50, 51, 52)]
 
 
+def test_a_learner_without_digests_counts_the_rows_of_each_request() -> None:
+    loop = dw.Loop(dw.learner("unlearn:retrain", SPEC, model="mlp:4"))
+    loop.predict(rows(0, 20))
+    queue = dw.RequestQueue(loop)
+    tickets = [queue.put(ask(3, 4)), queue.put(ask(9))]
+    queue.serve()
+    assert [t.receipt.certificate["rows"] for t in tickets if t.receipt is not None] == [2, 1]
+
+
 def test_a_bad_request_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = taught()
     queue, sizes = dw.RequestQueue(loop), count_updates(loop, monkeypatch)
