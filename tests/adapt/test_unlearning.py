@@ -199,6 +199,7 @@ def test_a_finished_run_forgets(table: Path, tmp_path: Path, capsys: pytest.Capt
     after = json.loads((out / "summary.json").read_text())
     assert after["state_sha256"] != before["state_sha256"]
     assert after["accuracy"] == before["accuracy"]
+    assert after["facts"]["head_sha256"] == entry["after"] != before["facts"]["head_sha256"]
     (tmp_path / "ids.txt").write_text("4\n5, 6\n")
     assert command("forget", out, "--ids-file", tmp_path / "ids.txt") == 0
     told = capsys.readouterr().out
