@@ -26,7 +26,20 @@ import torch
 from torch import Tensor
 
 from . import masked_optimizer_compiled as machine
-from .parameter_table import LIKE, START, addresses, aligned, known, laid_out, layout, lines, rates_of, refuse, upload
+from .parameter_table import (
+    LIKE,
+    START,
+    addresses,
+    aligned,
+    known,
+    laid_out,
+    layout,
+    lines,
+    rates_of,
+    refuse,
+    upload,
+    written,
+)
 from .selection import choose
 from .update_rules import LOW, Rates, check, rounded, row_keys, updated, working
 
@@ -102,6 +115,7 @@ def update_entries(updates: Sequence[EntryUpdate], path: Path | None = None) -> 
             groups.setdefault((own, _kind(ready)), []).append(ready)
     for (own, _), some in groups.items():
         if own == "compiled":
+            written(some)
             _count(some)
             rates = rates_of([update.rates for update in some], some[0].weight.device)
             _compiled(some[0], _entry_table(some), rates.numpy())
@@ -202,6 +216,7 @@ class EntryTable:
     def step(self) -> None:
         """Update the entries that the masks say."""
         first = self.updates[0]
+        written(self.updates)
         _count(self.updates)
         if self.path == "triton":
             from . import masked_optimizer_triton as triton
@@ -352,6 +367,7 @@ class BlockTable:
         if block.shape != self.tensor.shape:
             raise ValueError(f"the table is for {len(self.tensor)} active blocks, not {tuple(block.shape)}")
         first = self.updates[0]
+        written(self.updates)
         moments, counted, random = len(first.moments), first.count is not None, first.seed is not None
         if self.path == "triton":
             from . import masked_optimizer_triton as triton

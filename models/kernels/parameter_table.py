@@ -13,6 +13,7 @@ import torch
 from numba import carray, types
 from numba.extending import intrinsic
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..compiled import inner
 
@@ -78,6 +79,11 @@ def addresses(weight: Tensor, moments: Sequence[Tensor], count: Tensor | None) -
     first = moments[0].data_ptr() if moments else 0
     second = moments[1].data_ptr() if len(moments) == 2 else 0
     return weight.data_ptr(), first, second, 0 if count is None else count.data_ptr()
+
+
+def written(updates: Sequence[Any]) -> None:
+    """Tell autograd, and whoever keeps copies of weights: what is written to an address leaves no trace otherwise."""
+    increment_version([tensor for update in updates for tensor in (update.weight, *update.moments)])
 
 
 def rates_of(rates: Sequence[Sequence[float] | Tensor], device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from . import row_sparse_optimizer_compiled as machine
-from .parameter_table import LIKE, addresses, aligned, known, laid_out, layout, lines, rates_of, refuse, upload
+from .parameter_table import LIKE, addresses, aligned, known, laid_out, layout, lines, rates_of, refuse, upload, written
 from .selection import choose
 from .update_rules import Rates, check, rounded, row_keys, updated, working
 
@@ -83,6 +83,7 @@ def update_rows(updates: Sequence[RowUpdate], path: Path | None = None) -> None:
     for (own, _), some in groups.items():
         row = some[0].index if len(some) == 1 else torch.cat([update.index for update in some])
         if own == "compiled":
+            written(some)
             rates = rates_of([update.rates for update in some], row.device)
             _compiled(some[0], *_addresses(some), rates.numpy(), row.numpy())
         else:
@@ -204,6 +205,7 @@ class RowTable:
         if row.shape != self.tensor.shape:
             raise ValueError(f"the table is for {len(self.tensor)} active rows, not {tuple(row.shape)}")
         first = self.updates[0]
+        written(self.updates)
         if self.path == "triton":
             from . import row_sparse_optimizer_triton as triton
 

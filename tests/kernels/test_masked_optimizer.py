@@ -322,6 +322,18 @@ def test_tables_made_once_follow_masks_and_blocks() -> None:
         EntryTable.of([*some, entries((3, 3), 1, torch.float32)])
 
 
+@pytest.mark.parametrize("path", ["torch", "compiled"])
+def test_a_change_is_seen_in_the_version_of_weight_and_moments(path: Path) -> None:
+    weight, speed, grad = (torch.zeros(8, 8) for _ in range(3))
+    words, block = pack_mask(torch.ones(8, 8, dtype=torch.bool)), torch.tensor([0])
+    update_entries([EntryUpdate(weight, (speed,), words, grad, RATES)], path)
+    before = weight._version, speed._version
+    assert min(before) > 0
+    update_blocks([BlockUpdate(weight, (speed,), block, 16, grad, RATES)], path)
+    assert weight._version > before[0]
+    assert speed._version > before[1]
+
+
 def test_what_does_not_belong_together_is_refused_in_one_line() -> None:
     weight, words = torch.zeros(8, 8), torch.zeros(2, dtype=torch.int32)
     for text, make in (

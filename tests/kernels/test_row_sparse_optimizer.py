@@ -277,6 +277,15 @@ def test_layouts_of_weights_and_gradients() -> None:
         update_rows([gaps], "compiled")
 
 
+@pytest.mark.parametrize("path", ["torch", "compiled"])
+def test_autograd_notices_that_a_weight_has_changed(path: Path) -> None:
+    weight, x = drawn(4, 3, seed=0).requires_grad_(), drawn(2, 3, seed=1).requires_grad_()
+    loss = (x @ weight.t()).sum()
+    update_rows([RowUpdate(weight, (), torch.tensor([1]), torch.ones(4, 3), RATES)], path)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_what_does_not_belong_together_is_refused_in_one_line() -> None:
     weight = torch.zeros(3, 2)
     whole = RowUpdate(weight, (), torch.tensor([0]), torch.zeros(1, 2), RATES)
