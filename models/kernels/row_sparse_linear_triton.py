@@ -41,7 +41,7 @@ def _linear_kernel(
     b = weight + row[None, :].to(tl.int64) * weight_row
     total = tl.zeros((TOKENS, ROWS), tl.float32)
     for at in range(0, d_in, STEP):
-        entry = at + inner
+        entry = (at + inner).to(tl.int64)
         here = (token[:, None] < tokens) & (entry < d_in)[None, :]
         there = (row[None, :] < d_out) & (entry < d_in)[:, None]
         one = tl.load(a + entry[None, :] * x_column, mask=here, other=0.0)
