@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .masked_optimizer_compiled import ACROSS, ROWS, WORDS
 from .parameter_table import COLUMNS, COUNT, FIRST, GRAD, SECOND, SEED, START, WEIGHT, WIDTH
-from .update_rules_triton import TYPES, row_at, row_key, update
+from .update_rules_triton import TYPES, bias_corrected, row_at, row_key, update
 
 LANES = 1024
 """Entries of one program; a divisor of 2^32."""
@@ -45,7 +45,8 @@ def _entries_kernel(
     if RANDOM:
         key = row_key(tl.load(line + SEED), begin >> 32, count)
     slope = tl.load(grad + at, mask=on, other=0.0).to(tl.float32)
-    update(w, first, second, slope, at, on, rates + p * 5, count, key, at, MOMENTS, RANDOM)
+    size, scale = bias_corrected(rates + p * 5, count, MOMENTS)
+    update(w, first, second, slope, at, on, rates + p * 5, size, scale, key, at, MOMENTS, RANDOM)
 
 
 def programs(entries: int) -> int:
@@ -99,8 +100,9 @@ def _blocks_kernel(
         key = row_key(tl.load(line + SEED), row, count)
     at, in_grad = inner[:, None] * width + inner[None, :], inner[:, None] * apart + inner[None, :]
     slope = tl.load(grad + in_grad, mask=inside, other=0.0).to(tl.float32)
+    size, scale = bias_corrected(rates + p * 5, count, MOMENTS)
     update(
-        w, first, second, slope, at, inside, rates + p * 5, count, key, column,
+        w, first, second, slope, at, inside, rates + p * 5, size, scale, key, column,
         MOMENTS, RANDOM,
     )  # fmt: skip
     if COUNTED:

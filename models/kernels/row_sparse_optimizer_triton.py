@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .parameter_table import COLUMNS, COUNT, FIRST, GRAD, SECOND, SEED, START, WEIGHT, WIDTH
-from .update_rules_triton import TYPES, row_at, row_key, update
+from .update_rules_triton import TYPES, bias_corrected, row_at, row_key, update
 
 LANES = 2048
 """Entries of a row that are under way together."""
@@ -44,12 +44,13 @@ def _rows_kernel(
     key = tl.full((), 0, tl.uint32)
     if RANDOM:
         key = row_key(tl.load(line + SEED), i, count)
+    size, scale = bias_corrected(rates + p * 5, count, MOMENTS)
     for turn in range(ROUNDS):
         at = turn * LANES + tl.arange(0, LANES)
         inside = at < width
         slope = tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
         update(
-            w, first, second, slope, at, inside, rates + p * 5, count, key, at,
+            w, first, second, slope, at, inside, rates + p * 5, size, scale, key, at,
             MOMENTS, RANDOM,
         )  # fmt: skip
     if COUNTED:

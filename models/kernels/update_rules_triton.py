@@ -51,22 +51,30 @@ def correction(beta: tl.tensor, count: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def bias_corrected(rate: tl.tensor, count: tl.tensor, MOMENTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """lr / (1 - b1^count) and 1 / sqrt(1 - b2^count), once a program, as the powers are in float64; 0 but for AdamW."""
+    size, scale = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
+    if MOMENTS == 2:
+        size = (tl.load(rate) / correction(tl.load(rate + 1), count)).to(tl.float32)
+        scale = (1.0 / tl.sqrt(correction(tl.load(rate + 2), count))).to(tl.float32)
+    return size, scale
+
+
+@triton.jit
 def update(
     w: tl.tensor, first: tl.tensor, second: tl.tensor, g: tl.tensor, at: tl.tensor, inside: tl.tensor,
-    rate: tl.tensor, count: tl.tensor, key: tl.tensor, column: tl.tensor,
+    rate: tl.tensor, size: tl.tensor, scale: tl.tensor, key: tl.tensor, column: tl.tensor,
     MOMENTS: tl.constexpr, RANDOM: tl.constexpr,
 ) -> None:  # fmt: skip
     """Update what lies ``at`` pointers w, first, second where ``inside`` holds; g: their gradient, float32.
 
-    rate: pointer to float64[5]. key, column: of the random bits.
+    rate: pointer to float64[5]. size, scale: as ``bias_corrected`` gives them. key, column: of the random bits.
     """
     lr, decay = tl.load(rate), tl.load(rate + 4)
     b1 = tl.load(rate + 1)
     old = tl.load(w + at, mask=inside, other=0.0).to(tl.float32)
     if MOMENTS == 2:
         b2 = tl.load(rate + 2)
-        size = (lr / correction(b1, count)).to(tl.float32)
-        scale = (1.0 / tl.sqrt(correction(b2, count))).to(tl.float32)
         floor, keep = tl.load(rate + 3).to(tl.float32), (1.0 - lr * decay).to(tl.float32)
         mean = b1.to(tl.float32) * tl.load(first + at, mask=inside, other=0.0) + (1.0 - b1).to(tl.float32) * g
         square = tl.load(second + at, mask=inside, other=0.0)
