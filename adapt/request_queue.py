@@ -73,14 +73,22 @@ class RequestQueue:
         return ticket
 
     def serve(self) -> list[Ticket]:
-        """One round: what was taken, in order, each with its receipt or refusal. Save after it."""
+        """One round: what was taken, in order, each with its receipt or refusal. Save after it.
+
+        Where something else goes wrong, a full disk say, requests without an answer wait again, before all others.
+        """
         taken = self._take()
-        for whole, some in groupby(taken, lambda ticket: ticket.request.kind != "ids"):
-            if whole:
-                for ticket in some:
-                    self._carry_out([ticket])
-            else:
-                self._carry_out(list(some))
+        try:
+            for whole, some in groupby(taken, lambda ticket: ticket.request.kind != "ids"):
+                if whole:
+                    for ticket in some:
+                        self._carry_out([ticket])
+                else:
+                    self._carry_out(list(some))
+        except BaseException:
+            with self._lock:
+                self._waiting.extendleft(t for t in reversed(taken) if t.receipt is None and t.refusal is None)
+            raise
         return taken
 
     def _take(self) -> list[Ticket]:

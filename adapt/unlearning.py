@@ -234,6 +234,7 @@ def receipt_lines(receipt: Receipt, entry: Entry, folder: Path) -> list[str]:
         lines.append(f"{found['equal_rows_left']} equal rows are still learnt under other ids")
     if found.get("kept_to_compare"):
         lines.append("still in the folder: these rows themselves, kept by --forget-gap for its comparison")
+    lines.append("not changed: records of the past, and scores that count these rows' answers and labels")
     lines.append(f"older checkpoints purged: {', '.join(found.get('purged', [])) or 'there were none'}")
     lines.append(f"line {entry['number']} of {folder / LEDGER}")
     return lines

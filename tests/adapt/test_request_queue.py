@@ -187,3 +187,22 @@ def test_many_threads_may_ask_while_requests_are_served() -> None:
     assert sorted(ticket.number for ticket in served) == list(range(1, 121))
     assert not any(ticket.refusal for ticket in served)
     assert head(loop) == never(*range(120))
+
+
+def test_requests_wait_again_where_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = taught()
+    queue = dw.RequestQueue(loop)
+    tickets = [queue.put(ask(row)) for row in (3, 1)]
+
+    def full(_: Any) -> Any:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "forget_together", full)
+        with pytest.raises(OSError, match="no space"):
+            queue.serve()
+    late = queue.put(ask(7))
+    assert [ticket.number for ticket in queue.serve()] == [1, 2, 3]
+    assert all(ticket.receipt is not None for ticket in (*tickets, late))
+    learner: Any = loop.learner
+    assert learner.head.digest() == never(1, 3, 7)
