@@ -1,12 +1,9 @@
-"""What tests share: rows of a stream, coin flips, a walk over a forest, the check of types that runs beside them."""
+"""What tests share: rows of a stream, coin flips, a walk over a forest."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import driftway as dw
@@ -15,28 +12,14 @@ import pytest
 from driftway.streams import concatenate
 from river.tree.nodes.htc_nodes import LeafMajorityClass, LeafNaiveBayesAdaptive
 from river.tree.utils import do_naive_bayes_prediction
-
-ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ("streams", "models", "evaluation", "adapt")
+from threadpoolctl import threadpool_limits
 
 
-@pytest.fixture(scope="session", autouse=True)
-def types(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """mypy on the four packages under the package's own name, whatever the folder of the checkout is called.
-
-    It takes half a minute in a process of its own, so it begins with the first test wherever its answer is asked for.
-    """
-    if not any(item.name == "test_types_hold" for item in request.session.items):
-        yield None
-        return
-    folder = tmp_path_factory.mktemp("types")
-    (folder / "driftway").symlink_to(ROOT, target_is_directory=True)
-    packages = [part for floor in FLOORS for part in ("-p", f"driftway.{floor}")]
-    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", *packages]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"MYPYPATH": str(folder)}, **pipes) as process:
-        yield process
-        process.kill()
+def pytest_configure() -> None:
+    """Where pytest runs in several processes each has one thread: more would wait for each other's cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        threadpool_limits(1)
 
 
 def first_rows(name: str, rows: int, seed: int = 0, **params: Any) -> tuple[dw.StreamSpec, dw.Batch]:
