@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path as File
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -117,15 +113,9 @@ print("agrees")
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-def test_the_triton_kernel_agrees_in_the_interpreter() -> None:
-    """In a process of its own, since the interpreter is chosen when Triton is imported. Outputs are NaN beforehand;
-    ``torch.compile`` takes the op as one graph."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", INTERPRETED], capture_output=True, text=True, timeout=200,
-        check=False, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=File(__file__).parent,
-    )  # fmt: skip
-    assert done.stdout.strip() == "agrees", done.stderr[-3000:]
+def test_the_triton_kernel_agrees_in_the_interpreter(agrees_in_the_interpreter: Callable[..., None]) -> None:
+    """Outputs are NaN beforehand; ``torch.compile`` takes the op as one graph."""
+    agrees_in_the_interpreter(INTERPRETED, "error::RuntimeWarning")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

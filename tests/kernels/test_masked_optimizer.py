@@ -6,13 +6,8 @@ Tolerances after 20 updates, of weights of size 1: float32 1e-5, float64 1e-12; 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path as File
 from typing import Any
 
 import pytest
@@ -391,14 +386,8 @@ print("agrees")
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-def test_the_triton_kernels_agree_in_the_interpreter() -> None:
-    """In a process of its own: the interpreter is chosen when Triton is imported."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", INTERPRETED], capture_output=True, text=True, timeout=200, check=False,
-        env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=File(__file__).parent,
-    )  # fmt: skip
-    assert done.stdout.strip() == "agrees", done.stderr[-3000:]
+def test_the_triton_kernels_agree_in_the_interpreter(agrees_in_the_interpreter: Callable[..., None]) -> None:
+    agrees_in_the_interpreter(INTERPRETED)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
