@@ -93,6 +93,35 @@ class Impressions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """How rows of a language stream are laid out, and what its class codes spell.
+
+    A row is ``length`` token ids (the prompt, ``pad`` after its end), then the pixels of ``image`` where there is one
+    (channels first, 0..255), all whole numbers. vocabulary: how many token ids there are. answers: int32[classes, A],
+    the tokens of each answer, ``eos`` behind them, then ``pad``; the last class of ``spec.classes`` has no row here: it
+    stands for any other text. tokenizer: JSON of a ``tokenizers.Tokenizer``. patch: side of the square patches that an
+    image is cut into, row by row, each standing for one token in front of the prompt. kinds: what each token of a row
+    is to its experience, int8[n, patches + length] of SHARED, OWN, AMBIGUOUS or PADDING, of (x float[n, d], the
+    experience's number); None where nobody knows.
+    """
+
+    length: int
+    vocabulary: int
+    pad: int
+    eos: int
+    answers: Array
+    tokenizer: str
+    image: tuple[int, int, int] | None = None
+    patch: int = 0
+    kinds: Callable[[Array, int], Array] | None = None
+
+
+PADDING, SHARED, OWN, AMBIGUOUS = -1, 0, 1, 2
+"""Kinds of tokens: no token at all; one that every experience has; one that tells the experience; one that an earlier
+experience has too."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Mixed:
     """Which shift each row is under, where rows of several come in no order.
 
@@ -121,7 +150,7 @@ class StreamSpec:
     experiences: where held-out rows are known: the first begins with the stream, the next at each Boundary.
     source: where a model is meant to be trained before the stream begins. Compositions keep it as it is, clean.
     worth: where answers are worth more than right or wrong. impressions: where class 1 of two is a click.
-    mixed: where shifts do not come one after the other.
+    mixed: where shifts do not come one after the other. text: where rows are prompts and classes are answers to them.
     """
 
     name: str
@@ -138,6 +167,7 @@ class StreamSpec:
     worth: Worth | None = field(default=None, compare=False, repr=False)
     impressions: Impressions | None = field(default=None, compare=False, repr=False)
     mixed: Mixed | None = field(default=None, compare=False, repr=False)
+    text: Text | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_features(self) -> int:
