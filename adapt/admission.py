@@ -59,6 +59,8 @@ class Admission:
         self.classification = spec.target == "classification"
         self.n_classes = spec.n_classes if spec.n_classes is not None else MAX_CLASSES
         sizes = [0 if c.categories is None else -1 if c.open else len(c.categories) for c in spec.columns]
+        if spec.text is not None:
+            sizes = spec.text.limits().tolist()
         missing = [c.missing for c in spec.columns]
         self.rules = np.array([sizes, missing], np.int64).T.reshape(len(spec.columns), 2).copy()
 
@@ -135,7 +137,8 @@ class Admission:
                 _note(np.isnan(cells), f"column {column.name}: missing value", reasons)
             if size:
                 code = (cells >= 0) & (cells == np.floor(cells)) & ((size < 0) | (cells < size))
-                _note(np.isfinite(cells) & ~code, f"column {column.name}: unknown category", reasons)
+                what = "unknown category" if self.spec.text is None else f"no whole number below {size}"
+                _note(np.isfinite(cells) & ~code, f"column {column.name}: {what}", reasons)
         return table
 
     def sift_labels(self, y: Array, reasons: list[str | None]) -> Array:

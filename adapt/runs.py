@@ -401,6 +401,8 @@ def _warm_up(config: RunConfig, spec: StreamSpec, *, foreign: bool) -> float:
     for j, column in enumerate(spec.columns):
         if column.categories is not None:
             x[:, j] = rng.integers(0, max(1, len(column.categories)), n)
+    if spec.text is not None:
+        x = rng.integers(0, spec.text.limits(), (n, spec.n_features)).astype(np.float64)
     y: Any = rng.normal(size=n)
     if spec.target == "classification":
         y = np.arange(n, dtype=np.int64) % min(n, spec.n_classes or 2)

@@ -14,17 +14,36 @@ from .few_shots import FewShotFeatures, few_shot_features
 from .files import FileParams, open_file
 from .requests import ask_to_forget, keep_asking
 from .sources import BLOCK, BlockStream, from_arrays
-from .spec import MAX_CLASSES, Column, Experience, Impressions, InputError, Source, Stream, StreamSpec, Worth
+from .spec import (
+    AMBIGUOUS,
+    MAX_CLASSES,
+    OWN,
+    PADDING,
+    SHARED,
+    Column,
+    Experience,
+    Impressions,
+    InputError,
+    Source,
+    Stream,
+    StreamSpec,
+    Text,
+    Worth,
+)
 
 stream = open_stream
 
 __all__ = [
+    "AMBIGUOUS",
     "BLOCK",
     "CIFAR_C",
     "DATASETS",
     "KINDS",
     "MAX_CLASSES",
     "NO_LABEL",
+    "OWN",
+    "PADDING",
+    "SHARED",
     "STREAMS",
     "Array",
     "Batch",
@@ -44,6 +63,7 @@ __all__ = [
     "Source",
     "Stream",
     "StreamSpec",
+    "Text",
     "Worth",
     "ask_to_forget",
     "cache_folder",

@@ -205,6 +205,13 @@ STREAMS: dict[str, StreamEntry] = {
         "setting: Sima et al.: Centaur, arXiv 2503.11650, 2025; Dauner et al.: NAVSIM, NeurIPS 2024",
         "Driving",
     ),
+    "text-cl": StreamEntry(
+        "text:text_cl",
+        "tasks of a language benchmark (topics, sentiment, entailment, reading), asked for in words",
+        "Razdaibiedina et al.: Progressive prompts. ICLR 2023; Wang et al.: O-LoRA. Findings of EMNLP 2023",
+        "TextCl",
+        "text-cl",
+    ),
     "electricity": _staged(
         "electricity", "45,312 half-hours of an electricity market: price up or down", "Harries 1999"
     ),

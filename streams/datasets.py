@@ -396,6 +396,18 @@ _CLICKS = (
     ),
 )
 
+_TEXT = (
+    Dataset(
+        "text-cl",
+        "cl_text_benchmark.jsonl.gz",
+        "d22268effb22927096ed945e177438ac48cb30109b63ba33c036cca0d4a548ba",
+        "text_benchmark",
+        "mixed: the repository MIT; each corpus has its own terms (Amazon, Yelp, AG News: research; DBpedia CC BY-SA)",
+        "https://github.com/cmnfriend/O-LoRA",
+        (),
+    ),
+)
+
 _IMAGES = (
     Dataset(
         "mnist",
@@ -441,7 +453,7 @@ _IMAGES = (
     ),
 )
 
-DATASETS: dict[str, Dataset] = {entry.name: entry for entry in (*_TABLE, *_CLICKS, *_IMAGES)}
+DATASETS: dict[str, Dataset] = {entry.name: entry for entry in (*_TABLE, *_CLICKS, *_TEXT, *_IMAGES)}
 
 
 def cache_folder() -> Path:

@@ -115,6 +115,11 @@ class Text:
     patch: int = 0
     kinds: Callable[[Array, int], Array] | None = None
 
+    def limits(self) -> Array:
+        """int64[d]: how many values each number of a row has: token ids, then the 256 of a pixel."""
+        pixels = int(np.prod(self.image)) if self.image else 0
+        return np.r_[np.full(self.length, self.vocabulary), np.full(pixels, 256)]
+
 
 PADDING, SHARED, OWN, AMBIGUOUS = -1, 0, 1, 2
 """Kinds of tokens: no token at all; one that every experience has; one that tells the experience; one that an earlier
