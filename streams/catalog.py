@@ -212,6 +212,12 @@ STREAMS: dict[str, StreamEntry] = {
         "TextCl",
         "text-cl",
     ),
+    "vl-instruct": StreamEntry(
+        "vl_instruct:vl_instruct",
+        "questions about small pictures, a family of tasks at a time; needs no download",
+        "setting: Chen et al.: CoIN. NeurIPS datasets 2024; the stream is ours",
+        "VlInstruct",
+    ),
     "electricity": _staged(
         "electricity", "45,312 half-hours of an electricity market: price up or down", "Harries 1999"
     ),
