@@ -8,15 +8,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .events import Array
 from .spec import InputError
+from .text_sources import LEFT_OUT, TASKS
 
 GASES = ("Acetaldehyde", "Acetone", "Ammonia", "Ethanol", "Ethylene", "Toluene")
 _EMPLOYMENT = "AGEP SCHL MAR RELP DIS ESP CIT MIG MIL ANC NATIVITY DEAR DEYE DREM SEX RAC1P"
@@ -127,6 +130,39 @@ def frappe(sources: Sequence[Path], out: Path) -> None:
         arrays[f"x_{part}"] = np.array([[int(v.partition(":")[0]) for v in line[1:]] for line in lines], np.int16)
         arrays[f"y_{part}"] = np.array([float(line[0]) > 0 for line in lines], np.uint8)
     _save(out, **arrays)
+
+
+def text_benchmark(sources: Sequence[Path], out: Path) -> None:
+    """JSON lists of {sentence, label}, a task's training and test file or its only one, as lines of one file.
+
+    One generator draws them all in turn: at most 1,000 training and 400 test rows, as many of each label where there
+    are.
+    """
+    rng, paths, lines = np.random.default_rng(7), iter(sources), []
+    for name, share in TASKS:
+        family, _, task = name.partition("/")
+        train = json.loads(next(paths).read_bytes())
+        if share:
+            order, n = rng.permutation(len(train)), int(share * len(train))
+            first, rest = [train[i] for i in order[:n]], [train[i] for i in order[n:]]
+            train, test = (first, rest) if task == "dbpedia" else (rest, first)
+        else:
+            test = json.loads(next(paths).read_bytes())
+        for split, rows, n in (("train", train, 1000), ("test", test, 400)):
+            for row in _balanced(rows, n, rng):
+                found = {"task": task, "family": family, "split": split, "label": row["label"]}
+                if task not in LEFT_OUT:
+                    lines.append(json.dumps(found | {"sentence": row["sentence"]}, ensure_ascii=False) + "\n")
+    _gzip(io.BytesIO("".join(lines).encode("utf-8")), out)
+
+
+def _balanced(rows: list[dict[str, Any]], n: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """``n`` rows at most, as many of each label, in random order."""
+    labels, drawn = sorted({row["label"] for row in rows}), []
+    for label in labels:
+        mine = [row for row in rows if row["label"] == label]
+        drawn += [mine[i] for i in rng.permutation(len(mine))[: n // len(labels)]]
+    return [drawn[i] for i in rng.permutation(len(drawn))]
 
 
 def zipped_bytes(sources: Sequence[Path], out: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .spec import InputError
+from .text_sources import REPOSITORY, SOURCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,14 +398,14 @@ _CLICKS = (
 )
 
 _TEXT = (
-    Dataset(
+    _entry(
         "text-cl",
         "cl_text_benchmark.jsonl.gz",
         "d22268effb22927096ed945e177438ac48cb30109b63ba33c036cca0d4a548ba",
         "text_benchmark",
         "mixed: the repository MIT; each corpus has its own terms (Amazon, Yelp, AG News: research; DBpedia CC BY-SA)",
-        "https://github.com/cmnfriend/O-LoRA",
-        (),
+        REPOSITORY,
+        SOURCES,
     ),
 )
 

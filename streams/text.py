@@ -23,12 +23,12 @@ from .text_tasks import Examples, Layout, TextTask, text_stream, together
 from .tokens import Prompt
 
 ORDERS = {
-    "1": "dbpedia > amazon > yahoo > agnews",
-    "2": "dbpedia > amazon > agnews > yahoo",
-    "3": "yahoo > amazon > agnews > dbpedia",
-    "4": "MNLI > CB > WiC > COPA > QQP > BoolQA > RTE > IMDB > yelp > amazon > SST-2 > dbpedia > agnews > MultiRC > yahoo",
-    "5": "MultiRC > BoolQA > WiC > MNLI > CB > COPA > QQP > RTE > IMDB > SST-2 > dbpedia > agnews > yelp > amazon > yahoo",
-    "6": "yelp > amazon > MNLI > CB > COPA > QQP > RTE > IMDB > SST-2 > dbpedia > agnews > yahoo > MultiRC > BoolQA > WiC",
+    "1": "dbpedia, amazon, yahoo, agnews",
+    "2": "dbpedia, amazon, agnews, yahoo",
+    "3": "yahoo, amazon, agnews, dbpedia",
+    "4": "MNLI, CB, WiC, COPA, QQP, BoolQA, RTE, IMDB, yelp, amazon, SST-2, dbpedia, agnews, MultiRC, yahoo",
+    "5": "MultiRC, BoolQA, WiC, MNLI, CB, COPA, QQP, RTE, IMDB, SST-2, dbpedia, agnews, yelp, amazon, yahoo",
+    "6": "yelp, amazon, MNLI, CB, COPA, QQP, RTE, IMDB, SST-2, dbpedia, agnews, yahoo, MultiRC, BoolQA, WiC",
 }
 """The orders of the papers. Tasks that the file does not have are left out."""
 INSTRUCTIONS = {
@@ -77,10 +77,10 @@ def text_cl(params: TextCl, seed: int) -> Stream:
     """Topics, sentiment, entailment and reading, each task asked for in words and answered by the text of a label.
 
     A row is the tokens of instruction, options and sentence; classes are the answers of all tasks, and one for any
-    other text. Drawn from 12 of the 15 tasks of the benchmark (IMDB, QQP and yahoo are not at hand), at most 1,000 training
-    and 400 test rows of each, so figures are not those of the papers; spec.notes["data"] has the counts. Rows come in
-    an order of the seed's; which rows are the broad mix's, and the tokenizer, depend on no seed, so that one pretrained
-    model serves all.
+    other text. Drawn from 12 of the 15 tasks of the benchmark (IMDB, QQP and yahoo are not at hand), at most 1,000
+    training and 400 test rows of each, so figures are not those of the papers; spec.notes["data"] has the counts. Rows
+    come in an order of the seed's; which rows are the broad mix's, and the tokenizer, depend on no seed, so that one
+    pretrained model serves all.
     """
     if not 0.0 <= params.mix < 1.0:
         raise InputError(f"text-cl: mix must be at least 0 and less than 1, not {params.mix:g}")
