@@ -28,7 +28,7 @@ from ...models.inputs import Pixels
 from ...streams import StreamSpec
 from ..learners.acu import ACU
 from ..learners.acu_parts import SLOTS
-from .steps import CannotExport, Draw, PixelRows, Steps, Verb, plain_layers
+from .steps import CannotExport, Draw, PixelRows, Steps, Verb, labelled, plain_layers
 
 LEAST = 1e-9
 OUTCOME = ("took",)
@@ -56,20 +56,13 @@ def steps(learner: ACU) -> Steps:
         "counts": torch.from_numpy(np.asarray(learner.head.counts, np.float64)),
     }
     names = tuple(state)
-    labelled = _labelled(rows, classes)
+    taught = labelled(rows, classes)
     verbs = {
         "predict": Verb(Predict(features, p.temperature), rows, ("head", "counts")),
-        "learn": Verb(Change(features, 1.0), labelled, names, names, ("outcome",), single=True),
-        "forget": Verb(Change(features, -1.0), labelled, names, names, ("outcome",), single=True),
+        "learn": Verb(Change(features, 1.0), taught, names, names, ("outcome",), single=True),
+        "forget": Verb(Change(features, -1.0), taught, names, names, ("outcome",), single=True),
     }
     return Steps(verbs, state, {"outcome": OUTCOME, "learnt_before": learner.head.n})
-
-
-def _labelled(rows: Draw, classes: int) -> Draw:
-    def draw(n: int, seed: int) -> dict[str, Tensor]:
-        return {**rows(n, seed), "y": torch.arange(n) % classes}
-
-    return draw
 
 
 class Features(nn.Module):

@@ -156,6 +156,15 @@ def drawn(inputs: Pixels | Columns, columns: int) -> Draw:
     return draw
 
 
+def labelled(rows: Draw, classes: int) -> Draw:
+    """The same rows with class codes under the name y."""
+
+    def draw(n: int, seed: int) -> dict[str, Tensor]:
+        return {**rows(n, seed), "y": torch.arange(seed, seed + n) % classes}
+
+    return draw
+
+
 def over(above: Tensor, below: Tensor, least: float) -> Tensor:
     """above / (below + least), written so that the exporter's optimiser, for which 1e-8 is 0, leaves the sum alone."""
     return above * (1 / least) / (below * (1 / least) + 1)

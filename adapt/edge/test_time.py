@@ -13,7 +13,8 @@ each with whether there is one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,8 +37,10 @@ from ..learners.test_time_parts import (
     Grouped,
     Novel,
     Objective,
+    Recovery,
     Rows,
 )
+from ..learners.test_time_shots import Finetuning
 from ..learners.test_time_step import LEAST
 from .steps import CannotExport, Steps, Verb, drawn, over, rows_module
 
@@ -48,7 +51,11 @@ OUTCOME = ("took", "kept", "reset", "loss")
 def steps(learner: TestTimeLearner) -> Steps:
     """predict, and adapt where anything moves; ``CannotExport`` for what has no graph."""
     _refuse(learner)
-    passes = GraphPasses(learner)
+    if learner.taught is not None:
+        from .prototypes import prototype_steps
+
+        return prototype_steps(learner)
+    passes = GraphPasses(learner.net, learner.moving)
     rows = drawn(learner.inputs, learner.spec.n_features)
     if learner.followed:
         from .running_statistics import following_steps
@@ -65,22 +72,34 @@ def steps(learner: TestTimeLearner) -> Steps:
 
 def _refuse(learner: TestTimeLearner) -> None:
     """Say in one line what there is no graph for."""
-    parts = learner.parts
-    for name, there in (
-        ("a teacher", parts.teacher),
-        ("a memory of rows", parts.memory),
-        ("augmented rows", parts.augment),
-        ("weights drawn back at random", parts.restore),
-        ("labelled rows of new classes", parts.shots),
-        ("running statistics and a gradient", learner.followed and learner.moving),
+    parts, taught = learner.parts, learner.taught
+    for there, what in (
+        (parts.teacher and parts.teacher.views, "its teacher answers through views that are drawn at random"),
+        (parts.memory, "its steps rest on a memory of rows and on views drawn at random"),
+        (parts.augment, "steps on rows that are augmented at random cannot be repeated by a graph"),
+        (parts.restore, "weights go back to the source's by lot"),
+        (parts.teacher, "a teacher is a second network that follows the first"),
+        (isinstance(parts.shots, Finetuning), "labelled rows train all weights; use csfa, teen or ncm for new classes"),
+        (taught is not None and learner.followed, "prototypes beside running statistics: set another statistics"),
     ):
         if there:
-            raise CannotExport(f"a method with {name} has no form as a graph yet; use tent, eata, sar or rsgs")
-    units = units_of(learner.net)
-    if units is None:
-        raise CannotExport(f"the model cannot be exported: {missing_unit(learner.net)}")
-    if learner.moving and Plan.of(learner.net, learner.moving) is None:
+            other = "" if ";" in what or ":" in what else "; use tent, eata, sar, rsgs or csfa"
+            raise CannotExport(f"{_name(learner)} has no form as graphs: {what}{other}")
+    net = learner.net if taught is None else body_of(learner)
+    if units_of(net) is None:
+        raise CannotExport(f"the model cannot be exported: {missing_unit(net)}")
+    if learner.moving and Plan.of(net, learner.moving) is None:
         raise CannotExport("only scales and shifts of norms can move in a graph: set scope=affine")
+
+
+def _name(learner: TestTimeLearner) -> str:
+    """Of the recipe, as it stands in a table of learners."""
+    return type(learner.params).__name__.lower()
+
+
+def body_of(learner: TestTimeLearner) -> nn.Module:
+    """The network without its prototypes; its parameters have the names that they have in the whole."""
+    return nn.Sequential(OrderedDict(body=learner.net.get_submodule("body")))
 
 
 # --- the network ------------------------------------------------------------------------------------------------
@@ -91,23 +110,19 @@ class GraphPlan(Plan):
 
     def statistics(self, at: str, h: Tensor) -> Statistics:
         norm = self.norms[at]
-        mode, rows, values = norm.statistics, count_of(h), h.numel() // h.shape[1]
-        mixture = norm.prior / (norm.prior + rows)
-        keep: float | Tensor
-        through: Tensor | None = None
-        if mode == "source":
-            keep = 1.0
-        elif mode == "mixed":
-            keep = mixture
-        elif mode == "auto":
-            through = (rows >= ENOUGH).to(h.dtype)
-            keep = mixture * (1 - through)
-        elif h.dim() > 2 and h.shape[2:].numel() > 1:
-            through, keep = torch.ones((), dtype=h.dtype), 0.0
-        else:
-            through = (torch.scalar_tensor(values, dtype=h.dtype) > 1).to(h.dtype)
-            keep = mixture * (1 - through)
+        keep, through = blend(norm, norm.statistics, count_of(h), h.shape[2:].numel())
         return Statistics(norm.running_mean, norm.running_var, keep, norm.eps, through)
+
+
+def blend(norm: AdaptiveNorm, mode: str, rows: Tensor, positions: int) -> tuple[float | Tensor, Tensor | None]:
+    """What the stored statistics weigh beside those of so many rows, and whether a gradient goes through the latter."""
+    mixture = norm.prior / (norm.prior + rows)
+    if mode in ("source", "mixed"):
+        return (1.0 if mode == "source" else mixture), None
+    if mode == "batch" and positions > 1:
+        return 0.0, torch.ones_like(rows)
+    through = ((rows >= ENOUGH) if mode == "auto" else (rows * positions > 1)).to(rows.dtype)
+    return mixture * (1 - through), through
 
 
 def count_of(x: Tensor) -> Tensor:
@@ -138,34 +153,38 @@ class GraphConvolutions:
         return F.conv_transpose2d(dy, weight, None, unit.stride, unit.padding, rest, unit.groups, unit.dilation)
 
 
-class GraphPasses:
-    """A learner's network as a function of one vector of all that moves."""
+Seen = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""What a pass gives: float[B, C], and the function from its slope to that of what moves."""
+Elsewhere = Callable[[Tensor, Tensor], Seen]
+"""A pass over rows at another place."""
 
-    def __init__(self, learner: TestTimeLearner) -> None:
-        units = units_of(learner.net)
-        assert units is not None
-        found = Plan.of(learner.net, learner.moving) if learner.moving else _still(learner.net)
+
+class GraphPasses:
+    """A network as a function of one vector of all that moves."""
+
+    def __init__(self, net: nn.Module, moving: Mapping[str, Tensor]) -> None:
+        found = Plan.of(net, moving) if moving else _still(net)
         assert found is not None
         self.plan = GraphPlan(found.units, found.norms, found.moving, found.wanted)
-        value = {n: w.detach().clone() for n, w in learner.net.named_parameters()}
+        value = {n: w.detach().clone() for n, w in net.named_parameters()}
         self.convolutions = GraphConvolutions({n: value[n] for n in _weights_of(found)})
-        self.names = list(learner.moving)
-        self.sizes = [learner.moving[n].numel() for n in self.names]
+        self.names = list(moving)
+        self.sizes = [moving[n].numel() for n in self.names]
         self.value = {n: w for n, w in value.items() if n not in self.convolutions.weights}
 
     def flat(self, parts: Mapping[str, Any]) -> Tensor:
         """One vector of what is known by parameter name."""
         return torch.cat([torch.as_tensor(parts[n]).detach().reshape(-1) for n in self.names])
 
-    def __call__(self, x: Tensor, moving: Tensor | None) -> tuple[Tensor, Any]:
-        """Logits float[B, C], and the function from their slope to that of ``moving``."""
-        value = self.value
+    def __call__(self, x: Tensor, moving: Tensor | None, plan: Plan | None = None) -> Seen:
+        """Logits float[B, C], and the function from their slope to that of ``moving``; plan: with other statistics."""
+        value, plan = self.value, plan or self.plan
         if moving is not None:
             value = value | dict(zip(self.names, moving.split(self.sizes)))
-        z, tape = forward(self.plan, self.convolutions, "graph", value, x)
+        z, tape = forward(plan, self.convolutions, "graph", value, x)
 
         def pull(slope: Tensor) -> Tensor:
-            return self.flat(backward(self.plan, self.convolutions, "graph", tape, slope))
+            return self.flat(backward(plan, self.convolutions, "graph", tape, slope))
 
         return z, pull
 
@@ -213,6 +232,7 @@ class Step(nn.Module):
         assert learner.parts.descent is not None
         self.descent, self.calmed = learner.parts.descent, learner.calmed
         self.classes = learner.classes
+        self.first = torch.arange(learner.classes) < getattr(self.parts.filter, "base", 0)
         self.source = passes.flat(learner.source)
         self.fisher = None if learner.hold is None else 2 * learner.hold.beta * passes.flat(learner.hold.fisher)
         self.state = self._state(learner)
@@ -243,17 +263,30 @@ class Step(nn.Module):
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         old = dict(zip(self.state, state, strict=True))
         x = self.rows(x)
-        z, pull = self.passes(x, old["moving"])
-        rows = self.objective.rows(z)
+        seen = self.passes(x, old["moving"])
+        new, outcome = self.taken(x, seen, self.passes, old)
+        return (scores_of(seen[0]), outcome, *(new[n] for n in self.state))
+
+    def taken(
+        self, x: Tensor, seen: Seen, elsewhere: Elsewhere, old: Mapping[str, Tensor], classes: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The state after the step, and what the step says of itself. seen: of the rows as the network is. classes: how
+        many have logits that count, where that is not fixed."""
+        z, pull = seen
+        rows = self._losses(z, classes)
         mask, new = self._choose(z, rows, old)
-        direction, kept, loss = self._direction(x, rows, mask, pull, old["moving"])
+        direction, kept, loss = self._direction(x, rows, mask, pull, elsewhere, old["moving"], classes)
         length = torch.linalg.vector_norm(direction)
         took = (length < math.inf) & (kept > 0)
         moved = self._update(direction, count_of(x), old)
         new |= {n: torch.where(took, value, old[n]) for n, value in moved.items()}
-        new, reset = self._recover(new, old, loss, took)
+        new, reset = self._recover(new, old, loss, took, classes)
         outcome = torch.stack([took.to(z.dtype), torch.where(took, kept, 0.0), reset.to(z.dtype), loss])
-        return (scores_of(z), outcome, *(new[n] for n in self.state))
+        return new, outcome
+
+    def _losses(self, z: Tensor, classes: Tensor | None) -> Rows:
+        rows = self.objective.rows(z)
+        return rows if classes is None else replace(rows, most=torch.log(classes))  # type: ignore[arg-type]
 
     def _choose(self, z: Tensor, rows: Rows, old: Mapping[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
         """bool[B] of the rows that count (None: all), and what the filter remembers from then on."""
@@ -261,7 +294,7 @@ class Step(nn.Module):
         if isinstance(how, Everything):
             return None, {}
         if isinstance(how, Grouped):
-            return surest(z, rows.doubt, how), {}
+            return surest(self.first[z.argmax(1)], rows.doubt, how.share), {}
         mask = how.again(rows)
         if not isinstance(how, Novel):
             return mask, {}
@@ -278,8 +311,9 @@ class Step(nn.Module):
         }
 
     def _direction(
-        self, x: Tensor, rows: Rows, mask: Tensor | None, pull: Any, moving: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Tensor, rows: Rows, mask: Tensor | None, pull: Any, elsewhere: Elsewhere, moving: Tensor,
+        classes: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Where to go, on how many rows that rests (0: nowhere), and the loss that the recovery follows."""
         how = self.parts.direction
         loss, slope, n = mean_over(rows, mask)
@@ -289,8 +323,8 @@ class Step(nn.Module):
             return g, n, loss
         length = torch.linalg.vector_norm(g)
         shifted = moving + g * (how.rho / length.clamp(min=TINY))
-        z, pull = self.passes(x, shifted)
-        rows = self.objective.rows(z)
+        z, pull = elsewhere(x, shifted)
+        rows = self._losses(z, classes)
         if how.refilter:
             again = self.parts.filter.again(rows)
             mask = again if mask is None else mask & again
@@ -343,7 +377,12 @@ class Step(nn.Module):
         return how.lr * calm * torch.where(rows < 32, few, 1.0)
 
     def _recover(
-        self, new: dict[str, Tensor], old: Mapping[str, Tensor], loss: Tensor, took: Tensor
+        self,
+        new: dict[str, Tensor],
+        old: Mapping[str, Tensor],
+        loss: Tensor,
+        took: Tensor,
+        classes: Tensor | None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Back to the source after a step to nowhere, or once the running loss is below its threshold."""
         bad = ~(torch.linalg.vector_norm(new["moving"]) < math.inf)
@@ -353,7 +392,7 @@ class Step(nn.Module):
         if how is not None:
             mean, known = old["loss"].unbind()
             mean = torch.where(known > 0, how.decay * mean + (1 - how.decay) * loss, loss)
-            bad = bad | (mean < how.threshold(self.classes))
+            bad = bad | (mean < threshold_of(how, self.classes if classes is None else classes))
             followed = torch.stack([mean, torch.ones_like(mean)])
             new["loss"] = torch.where(took, followed, old["loss"])
         reset = took & bad
@@ -390,17 +429,23 @@ def mean_over(rows: Rows, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(mask, rows.value, 0.0).sum() * share, slope, n
 
 
-def surest(z: Tensor, doubt: Tensor, how: Grouped) -> Tensor:
-    """bool[B]: of the rows answered with one of the first classes, and of all others, the least doubtful share."""
-    new = z.argmax(1) >= how.base
-    same = new[:, None] == new[None, :]
-    place = torch.arange(z.shape[0])
+def threshold_of(how: Recovery, classes: int | Tensor) -> float | Tensor:
+    """As ``Recovery.threshold``, for a number of classes that may be a tensor."""
+    if isinstance(classes, int) or not how.by_classes:
+        return how.threshold(2 if isinstance(classes, Tensor) else classes)
+    return how.below / math.log(1000) * torch.log(classes)
+
+
+def surest(first: Tensor, doubt: Tensor, share: float) -> Tensor:
+    """bool[B]: of the rows answered with one of the first classes (bool[B]), and of all others, the least doubtful."""
+    same = first[:, None] == first[None, :]
+    place = torch.arange(doubt.shape[0])
     before = (doubt[None, :] < doubt[:, None]) | (
         (doubt[None, :] == doubt[:, None]) & (place[None, :] < place[:, None])
     )
-    rank = (same & before).to(z.dtype).sum(1)
-    size = same.to(z.dtype).sum(1)
-    return rank < torch.floor(how.share * size + 0.5)
+    rank = (same & before).to(doubt.dtype).sum(1)
+    size = same.to(doubt.dtype).sum(1)
+    return rank < torch.floor(share * size + 0.5)
 
 
 def cosine(p: Tensor, mean: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...streams import Array, Batch, InputError, StreamSpec
+from ...streams import NO_LABEL, Array, Batch, InputError, StreamSpec
 from ..edge.runner import BundleError, Runner
 from ..learner import CannotForget, Learner, Prediction, Receipt, State
 from ..state import digest
@@ -58,6 +58,10 @@ class Edge(Learner):
         return self._said
 
     def adapt(self, batch: Batch, prediction: Prediction) -> None:
+        if batch.y is not None and "learn" in self.runner.verbs:  # labelled rows teach by their labels alone
+            batch, self._said = batch.rows(batch.y == NO_LABEL), None
+        if not len(batch):
+            return
         if prediction is not self._said:
             self.runner.ahead(batch.x)
         self._said = None

@@ -126,7 +126,12 @@ def test_without_a_descent_there_is_an_answer_and_no_step(make: Any, rows: Any, 
 
 @pytest.mark.parametrize(
     ("recipe", "words"),
-    [(CoTTA(), "a teacher"), (RoTTA(), "a teacher"), (Tent(statistics="running"), "running statistics")],
+    [
+        (CoTTA(), "^cotta has no form as graphs: its teacher answers through views"),
+        (RoTTA(), "^rotta has no form as graphs: its steps rest on a memory of rows"),
+        (Mixture(teacher=0.9), "a second network"),
+        (Mixture(scope="head.*"), "scope=affine"),
+    ],
 )
 def test_what_has_no_graph_is_said(make: Any, recipe: Recipe, words: str) -> None:
     with pytest.raises(CannotExport, match=words):
