@@ -122,7 +122,7 @@ class Text:
 
 
 PADDING, SHARED, OWN, AMBIGUOUS = -1, 0, 1, 2
-"""Kinds of tokens: no token at all; one that every experience has; one that tells the experience; one that an earlier
+"""Kinds of tokens: no token at all; one that every experience has; one that tells the experience; one that another
 experience has too."""
 
 

@@ -21,11 +21,12 @@ import numpy as np
 
 from .events import Array
 from .experiences import TEST, TRAIN, Rows, Task, pixels, stream_of
+from .gilcd import OMNIGLOT
 from .spec import AMBIGUOUS, OWN, PADDING, SHARED, InputError, Source, Stream, Text
 from .text_tasks import OTHER, token_columns
 from .tokens import Prompt, Tokens, trained_tokens
 from .vl_families import DESCRIBED, FAMILIES, NEEDS_OMNIGLOT, Family, Scene, described, descriptions, words
-from .vl_pictures import KINDS, NOTHING, PATCH, SHAPE, Ink, ink, omniglot_is_here, paint
+from .vl_pictures import KINDS, NOTHING, PATCH, SHAPE, Ink, ink, omniglot_file, paint
 
 VOCABULARY = 512
 """Token ids at most."""
@@ -74,57 +75,46 @@ def vl_instruct(params: VlInstruct, seed: int) -> Stream:
     """
     order, left_out = _order(params)
     _check(params)
-    pen = ink(NEEDS_OMNIGLOT in order)
     families = [FAMILIES[name] for name in order]
-    classes = [*dict.fromkeys([*(a for family in families for a in family.answers), *DESCRIBED]), OTHER]
-    broad = descriptions()
-    tokens = trained_tokens([*broad, *DESCRIBED, *families[0].questions, *families[0].answers], VOCABULARY)
-    length = max(len(_encoded(tokens, q).ids) for q in (*broad, *(q for f in families for q in f.questions)))
-    rows = _Rows(tokens, length, {answer: k for k, answer in enumerate(classes)}, pen, seed, params.validation)
-    tasks, shown = [], []
-    for name in order:
-        parts = [rows.of(name, n, purpose) for n, purpose in ((params.train_rows, TRAIN), (params.test_rows, TEST))]
-        shown += [kinds for _, _, kinds in parts]
-        tasks.append(Task(name, *(Rows(x, np.arange(len(x)), y) for x, y, _ in parts)))
+    answers = list(dict.fromkeys([*(a for family in families for a in family.answers), *DESCRIBED]))
+    questions = [*descriptions(), *(q for family in families for q in family.questions)]
+    tokens = trained_tokens([*descriptions(), *DESCRIBED, *families[0].questions, *families[0].answers], VOCABULARY)
+    length = max(len(_encoded(tokens, question).ids) for question in questions)
+    pen = ink(omniglot_file() if NEEDS_OMNIGLOT in order else None)
+    rows = _Rows(tokens, length, {answer: k for k, answer in enumerate(answers)}, pen, seed, params.validation)
+    parts = [[rows.of(name, n, p) for n, p in ((params.train_rows, TRAIN), (params.test_rows, TEST))] for name in order]
     stream = stream_of(
-        tasks,
+        [Task(n, *(Rows(x, np.arange(len(x)), y) for x, y, _ in both)) for n, both in zip(order, parts, strict=True)],
         name="vl-instruct",
-        classes=classes,
+        classes=[*answers, OTHER],
         shape=None,
         scenario="domain",
         epochs=params.epochs,
         seed=seed,
-        notes={"data": "without characters: Omniglot is not here" if left_out else "all that the order asks for"},
+        notes={"data": "match is left out: Omniglot is not here" if left_out else "all that the order asks for"},
     )
-    pictures = np.concatenate(
-        [part.x[:, length:] for task in tasks for part in (task.train, task.test) if part is not None]
+    pictures = np.concatenate([x[:, length:] for both in parts for x, _, _ in both])
+    shown = np.concatenate([kinds for both in parts for _, _, kinds in both])
+    kinds = Kinds(families, tokens, length, Lookup(pictures, shown))
+    spelled = tokens.answers(answers)
+    stream.spec = replace(
+        stream.spec,
+        columns=(*token_columns(length), *pixels(SHAPE)),
+        target_name="answer",
+        text=Text(length, tokens.size, tokens.pad, tokens.eos, spelled, tokens.json, SHAPE, PATCH, kinds),
+        source=rows.source(params.source_rows),
     )
-    text = Text(
-        length,
-        tokens.size,
-        tokens.pad,
-        tokens.eos,
-        tokens.answers(classes[:-1]),
-        tokens.json,
-        SHAPE,
-        PATCH,
-        Kinds(families, tokens, length, Lookup(pictures, np.concatenate(shown))),
-    )
-    codes = tuple(classes.index(answer) for answer in DESCRIBED)
-    source = Source(
-        SOURCE, codes, partial(rows.broad, params.source_rows, TRAIN), partial(rows.broad, SOURCE_TEST, TEST)
-    )
-    columns = (*token_columns(length), *pixels(SHAPE))
-    stream.spec = replace(stream.spec, columns=columns, target_name="answer", text=text, source=source)
     return stream
 
 
 def _order(params: VlInstruct) -> tuple[tuple[str, ...], bool]:
     """The families, and whether one was left out since its data is not here."""
-    unknown = [name for name in params.order if name not in FAMILIES]
-    if unknown or len(set(params.order)) < len(params.order):
-        raise InputError(f"vl-instruct: order must be some of {', '.join(FAMILIES)}, each once; not {params.order}")
-    if params.order or omniglot_is_here():
+    if not FAMILIES.keys() >= set(params.order) or len(set(params.order)) < len(params.order):
+        raise InputError(f"vl-instruct: order must be some of {', '.join(FAMILIES)}, each once")
+    here = omniglot_file() is not None
+    if NEEDS_OMNIGLOT in params.order and not here:
+        raise InputError(f"vl-instruct: {NEEDS_OMNIGLOT} needs {OMNIGLOT} in a data folder, and it is not there")
+    if params.order or here:
         return params.order or tuple(FAMILIES), False
     return tuple(name for name in FAMILIES if name != NEEDS_OMNIGLOT), True
 
@@ -155,6 +145,11 @@ class _Rows:
         asked = ask(FAMILIES[name], n, self.pen, purpose == TEST, generator)
         x, y = self._packed(asked, generator)
         return x, y, np.where(asked.marks == NOTHING, NOTHING, self.pen.kind[asked.marks]).astype(np.int8)
+
+    def source(self, n: int) -> Source:
+        """The broad mix, drawn when it is asked for."""
+        codes = tuple(self.codes[answer] for answer in DESCRIBED)
+        return Source(SOURCE, codes, partial(self.broad, n, TRAIN), partial(self.broad, SOURCE_TEST, TEST))
 
     def broad(self, n: int, purpose: int) -> tuple[Array, Array]:
         """x float32[n, d] and y int64[n] of the descriptions."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -72,39 +73,35 @@ class Ink:
     characters: tuple[Array, Array]
 
 
+def omniglot_file() -> Path | None:
+    """Where the characters are, None where they are not here."""
+    return locate_file(OMNIGLOT)
+
+
 @lru_cache(maxsize=2)
-def ink(with_characters: bool) -> Ink:
-    """Everything there is to draw with; raises InputError where characters are asked for and Omniglot is not here."""
-    shares = [_variants(shape) for shape in _SHAPES.values()]
-    ends = np.cumsum([0, *map(len, shares)])
-    shapes = {name: np.arange(*ends[k : k + 2]) for k, name in enumerate(SHAPES)}
+def ink(omniglot: Path | None) -> Ink:
+    """Everything there is to draw with; without characters for None."""
+    variants = [_variants(shape) for shape in _SHAPES.values()]
+    ends = np.cumsum([0, *map(len, variants)])
     images = digits_images()
-    train, held = images.y, images.y_test
-    first = int(ends[-1])
-    shares += [images.x[:, 0], images.x_test[:, 0]]
+    first, held = int(ends[-1]), int(ends[-1]) + len(images.y)
     digits = (
-        [first + np.flatnonzero(train == d) for d in range(10)],
-        [first + len(train) + np.flatnonzero(held == d) for d in range(10)],
+        [first + np.flatnonzero(images.y == d) for d in range(10)],
+        [held + np.flatnonzero(images.y_test == d) for d in range(10)],
     )
-    first += len(train) + len(held)
-    none = np.empty((0, 0, 4), np.int64)
-    characters: tuple[Array, Array] = (none, none)
-    if with_characters:
-        quarters = [_quarters(x, y) for x, y in _characters()]
-        shares += [part.reshape(-1, PATCH, PATCH) for part in quarters]
-        sizes = [part.shape[:3] for part in quarters]
-        places = [np.arange(np.prod(size)).reshape(size) for size in sizes]
-        characters = (first + places[0], first + places[0].size + places[1])
-    share = np.concatenate(shares, dtype=np.float32)
+    drawn = _characters() if omniglot is not None else (np.empty((0, 0, 4, PATCH, PATCH)),) * 2
+    share = np.concatenate(
+        [*variants, images.x[:, 0], images.x_test[:, 0], *(part.reshape(-1, PATCH, PATCH) for part in drawn)],
+        dtype=np.float32,
+    )
+    last = held + len(images.y_test)
+    train, test = (np.arange(part[..., 0, 0].size).reshape(part.shape[:3]) for part in drawn)
     kind = np.full(len(share), KINDS.index("character"), np.int8)
-    kind[: ends[-1]] = np.repeat(np.arange(len(SHAPES)), np.diff(ends))
-    kind[ends[-1] : first] = KINDS.index("digit")
+    kind[:first] = np.repeat(np.arange(len(SHAPES)), np.diff(ends))
+    kind[first:last] = KINDS.index("digit")
     kind[share.max((1, 2)) < FAINT] = NOTHING
-    return Ink(share, kind, shapes, digits, characters)
-
-
-def omniglot_is_here() -> bool:
-    return locate_file(OMNIGLOT) is not None
+    shapes = {name: np.arange(*ends[k : k + 2]) for k, name in enumerate(SHAPES)}
+    return Ink(share, kind, shapes, digits, (last + train, last + train.size + test))
 
 
 def _variants(inside: Callable[[Array, Array], Array]) -> Array:
@@ -119,20 +116,20 @@ def _variants(inside: Callable[[Array, Array], Array]) -> Array:
     return np.stack(made)
 
 
-def _characters() -> list[tuple[Array, Array]]:
-    """Drawings of evenly spaced characters, for training and held out: x float32[n, 28, 28], y int64[n]."""
+def _characters() -> tuple[Array, Array]:
+    """Quarters of the drawings of evenly spaced characters, for training and held out."""
     images = omniglot_images()
     chosen = np.linspace(0, len(images.classes) - 1, CHARACTERS).astype(np.int64)
-    parts = ((images.x, images.y), (images.x_test, images.y_test))
-    return [(x[here, 0], y[here]) for x, y in parts for here in [np.isin(y, chosen)]]
+    train, test = np.isin(images.y, chosen), np.isin(images.y_test, chosen)
+    return _quarters(images.x[train, 0]), _quarters(images.x_test[test, 0])
 
 
-def _quarters(x: Array, y: Array) -> Array:
+def _quarters(x: Array) -> Array:
     """float64[characters, drawings, 4, 8, 8] of drawings (n, side, side) that stand together by character."""
     smaller = resizing(x.shape[-1], 2 * PATCH)
     small = smaller @ x @ smaller.T
-    small = np.minimum(1.0, 1.5 * small / small.max((1, 2), keepdims=True))
-    cut = small.reshape(CHARACTERS, len(y) // CHARACTERS, 2, PATCH, 2, PATCH).swapaxes(3, 4)
+    small = np.minimum(1.0, 1.5 * small / np.maximum(small.max((1, 2), keepdims=True), 1e-9))
+    cut = small.reshape(CHARACTERS, -1, 2, PATCH, 2, PATCH).swapaxes(3, 4)
     return cut.reshape(*cut.shape[:2], 4, PATCH, PATCH)
 
 
