@@ -16,8 +16,6 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..streams import (
-    STREAMS,
-    FileParams,
     InputError,
     Stream,
     delay_labels,
@@ -25,6 +23,7 @@ from ..streams import (
     keep_asking,
     open_stream,
     rebatch,
+    stream_params,
     take,
 )
 from .learners import learner_params
@@ -42,7 +41,7 @@ def option(default: Any, meaning: str) -> Any:
 class RunConfig:
     """Everything that decides what a run computes."""
 
-    stream: str = option("digits", "built-in name, river:module.Class, or a file")
+    stream: str = option("digits", "built-in name, river:module.Class, a file, or a folder of jsonl files")
     learner: str = option(DEFAULT_LEARNER, "name of the learner, or river:module.Class")
     label: str | None = option(None, "the target's column in a file (default: the last one; in npz the array y)")
     batch: int = option(1, "rows that are predicted together, then learnt together")
@@ -102,6 +101,7 @@ def resolve(given: Mapping[str, Any], *, settings: Iterable[str] = (), config: P
         if named.get(owner, base.get(owner)) != base.get(owner):
             base.pop(table, None)
     flat = RunConfig(**{**base, **named})
+    describe(flat.stream)  # says what is wrong with the name
     stream, learner = stream_params(flat.stream), learner_params(flat.learner)
     for_stream, for_learner = assign(settings, stream, learner)
     return check(
@@ -143,14 +143,6 @@ def _choices(kind: Any) -> list[str]:
     if get_origin(kind) in (Union, UnionType):
         return [words for part in get_args(kind) for words in _choices(part)]
     return ["a number"] if kind in (int, float) else [str(value) for value in get_args(kind)]
-
-
-def stream_params(name: str) -> type | None:
-    """The dataclass of a stream's parameters; None for river's, whose classes say themselves what they take."""
-    if name in STREAMS:
-        return STREAMS[name].load()[1]
-    describe(name)
-    return None if name.startswith("river:") else FileParams
 
 
 def make_stream(config: RunConfig) -> Stream:

@@ -1,6 +1,6 @@
 """Floor 1: what arrives. Events, sources, and drift as values one composes. NumPy only, never torch."""
 
-from .catalog import STREAMS, describe, open_stream
+from .catalog import STREAMS, describe, open_stream, stream_params
 from .cifar_c import CIFAR_C, weathered
 from .compose import drop_labels, rebatch, shuffle_within, split_classes, take
 from .corruption import KINDS, corrupt, mark
@@ -89,6 +89,7 @@ __all__ = [
     "shuffle_within",
     "split_classes",
     "stream",
+    "stream_params",
     "take",
     "weathered",
 ]

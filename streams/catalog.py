@@ -251,8 +251,8 @@ STREAMS: dict[str, StreamEntry] = {
 
 
 def open_stream(name: str | Path, *, seed: int = 0, label: str | int | None = None, **params: Any) -> Stream:
-    """A stream by name (see ``STREAMS``), by path (``.csv .tsv .jsonl`` with or without ``.gz``, ``.parquet .npz``),
-    or ``river:...``.
+    """A stream by name (see ``STREAMS``), by path (``.csv .tsv .jsonl`` with or without ``.gz``, ``.parquet .npz``, or
+    a folder of ``.jsonl`` files: tasks of text), or ``river:...``.
 
     label: name or number of the label's column, for files. params: parameters of the stream (``describe(name)`` lists
     them); text is converted to each parameter's type. seed: of everything that is random in the stream. Raises
@@ -272,6 +272,12 @@ def open_stream(name: str | Path, *, seed: int = 0, label: str | int | None = No
             return open_river(text, seed=seed, settings=params)
         build, kind = STREAMS[text].load()
         return build(read_params(kind, params, text), seed)
+    if os.path.isdir(text):
+        from .text_folder import open_folder
+
+        if label is not None:
+            raise InputError(f"{text}: label is for files; a folder has answer_key")
+        return open_folder(text, read_params(stream_params(text), params, text), seed)
     if isinstance(name, Path) or _is_path(text):
         return open_file(text, label=label, params=read_params(FileParams, params, text))
     near = get_close_matches(text, STREAMS, n=3)
@@ -282,6 +288,17 @@ def open_stream(name: str | Path, *, seed: int = 0, label: str | int | None = No
 def _is_path(text: str) -> bool:
     """Whether a name that is in no table is meant as a file."""
     return os.sep in text or "/" in text or suffix_of(Path(text)) in SUFFIXES or os.path.exists(text)
+
+
+def stream_params(name: str) -> type[Any] | None:
+    """The class of a stream's parameters; None for river's, whose classes say themselves what they take."""
+    if name in STREAMS:
+        return STREAMS[name].load()[1]
+    if os.path.isdir(name):
+        from .text_folder import FolderParams
+
+        return FolderParams
+    return None if name.startswith("river:") else FileParams
 
 
 def read_params(kind: type[Any], given: Mapping[str, Any], owner: str) -> Any:
@@ -312,9 +329,9 @@ def describe(name: str) -> dict[str, Any]:
     if name not in STREAMS:
         if not (name.startswith("river:") or _is_path(name)):
             open_stream(name)  # says what is wrong with the name
-        kind: Any = None if name.startswith("river:") else FileParams
-        summary = "a data set or generator of river; n ends it" if kind is None else "a file"
-        return _description(name, summary, "", "", None, kind)
+        kind = stream_params(name)
+        words = {None: "a data set or generator of river; n ends it", FileParams: "a file"}
+        return _description(name, words.get(kind, "a folder of jsonl files: tasks of text"), "", "", None, kind)
     entry = STREAMS[name]
     build, kind = entry.load()
     return _description(name, entry.summary, build.__doc__ or "", entry.citation, entry.dataset, kind)

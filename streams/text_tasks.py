@@ -6,13 +6,13 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .events import Array
-from .experiences import TEST, TRAIN, Rows, Task, stratified, stream_of
-from .sources import BlockStream
+from .events import Array, Rejected
+from .experiences import TEST, TRAIN, ExperienceBlocks, Rows, Task, stratified, stream_of
+from .sources import Block, BlockStream, Position
 from .spec import MAX_CLASSES, Column, InputError, Source, Text
 from .tokens import Prompt, Tokens, read_tokens, trained_tokens
 
@@ -95,12 +95,14 @@ def text_stream(
     test_rows: int = 0,
     seed: int = 0,
     notes: dict[str, Any] | None = None,
+    rejected: Sequence[Sequence[Rejected]] = (),
 ) -> BlockStream:
     """One task after the other; classes are the answers' texts, then ``OTHER``. Scenario "domain".
 
-    mix: (train, test) of ``spec.source``. A tokenizer that is trained here sees the training prompts and answers of
-    the first task, all of them whatever train_rows is, so that it does not depend on the seed. Answers that are the
-    same but for case, punctuation and blanks are one class, spelled as it came first. Raises InputError.
+    mix: (train, test) of ``spec.source``. rejected: of each task, told as it begins. A tokenizer that is trained here
+    sees the training prompts and answers of the first task, all of them whatever train_rows is, so that it does not
+    depend on the seed. Answers that are the same but for case, punctuation and blanks are one class, spelled as it came
+    first. Raises InputError.
     """
     if layout.length < 8:
         raise InputError(f"{name}: length must be at least 8 tokens, not {layout.length}")
@@ -122,9 +124,8 @@ def text_stream(
         train = task.train.drawn(train_rows, np.random.default_rng([seed, TRAIN, k]))
         test = task.test.drawn(test_rows, np.random.default_rng([seed, TEST, k]))
         made.append(Task(task.name, rows(train), rows(test) if len(test) else None))
-    stream = stream_of(
-        made, name=name, classes=[*classes, OTHER], shape=None, scenario="domain", epochs=epochs, seed=seed, notes=notes
-    )
+    told = {"shape": None, "scenario": "domain", "epochs": epochs, "notes": notes}
+    stream = stream_of(made, name=name, classes=[*classes, OTHER], **told)
     text = Text(layout.length, tokens.size, tokens.pad, tokens.eos, tokens.answers(classes), tokens.json)
     source = None
     if mix is not None:
@@ -132,8 +133,25 @@ def text_stream(
         known = tuple(sorted({codes[normalised(answer)] for answer in together(mix).answers}))
         source = Source("broad mix", known, lambda: _arrays(rows(train)), lambda: _arrays(rows(test)))
     columns = token_columns(layout.length)
-    stream.spec = replace(stream.spec, columns=columns, target_name="answer", text=text, source=source)
-    return stream
+    spec = replace(stream.spec, columns=columns, target_name="answer", text=text, source=source)
+    return BlockStream(spec, _RejectedFirst(ExperienceBlocks(made, epochs, 0.0, seed), rejected))
+
+
+class _RejectedFirst:
+    """Blocks of experiences; as one begins, its rejected rows come before the others."""
+
+    start: ClassVar[Position] = ExperienceBlocks.start
+
+    def __init__(self, blocks: ExperienceBlocks, rejected: Sequence[Sequence[Rejected]]) -> None:
+        self.blocks, self.rejected = blocks, rejected
+
+    def read(self, at: Position) -> Block:
+        block = self.blocks.read(at)
+        if not self.rejected or at["epoch"] or at["row"]:
+            return block
+        *before, batch = block.events
+        refused = [replace(row, time=batch.time) for row in self.rejected[at["experience"]]]
+        return Block([*before, *refused, batch], block.following)
 
 
 @lru_cache(maxsize=8)
