@@ -1,7 +1,8 @@
 """From the rows of a batch to the tensors of a network.
 
-Images whose mean and deviation are known are shifted and scaled by them once and for all. Everything else is encoded
-column by column with running moments (``encoding.py``), which are part of the learner's state.
+Images whose mean and deviation are known are shifted and scaled by them once and for all; the tokens of a language
+stream stay as they are. Everything else is encoded column by column with running moments (``encoding.py``), which are
+part of the learner's state.
 """
 
 from __future__ import annotations
@@ -40,6 +41,36 @@ class Pixels:
         """x: float[B, d], flattened images."""
         rows = torch.from_numpy(np.ascontiguousarray(x)).to(torch.float32).reshape(len(x), *self.shape)
         return (rows - self._mean).mul_(self._scale)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """There is nothing to take over."""
+
+
+class Tokens:
+    """Rows of a language stream: token ids and then, where there is an image, its pixels; float32[B, d] as they are.
+
+    An id that the vocabulary does not have reads as padding, a pixel beyond 0..255 as the nearest one. No state.
+    """
+
+    fixed = True
+
+    def __init__(self, width: int, length: int, vocabulary: int, pad: int) -> None:
+        self.shape = (width,)
+        self._length, self._vocabulary, self._pad = length, vocabulary, pad
+
+    def observe(self, x: Array) -> None:
+        """Nothing is learnt from rows."""
+
+    def tensor(self, x: Array) -> Tensor:
+        """x: float[B, d]."""
+        rows = torch.from_numpy(np.ascontiguousarray(x)).to(torch.float32, copy=True)
+        ids, pixels = rows[:, : self._length], rows[:, self._length :]
+        ids.masked_fill_(~((ids >= 0) & (ids < self._vocabulary)), self._pad)
+        pixels.nan_to_num_(0.0).clamp_(0, 255)
+        return rows
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -88,3 +119,6 @@ def _encode(encoder: Encoder, x: Floats, out: Floats) -> None:
     for i in range(x.shape[0]):
         bound(x[i], row)
         encode(encoder, row, out[i])
+
+
+Inputs = Pixels | Tokens | Columns

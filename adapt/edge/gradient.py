@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+from ...models.inputs import Columns, Pixels, Tokens
 from ...models.optimisers import AdamW
 from ..learners.gradient import GradientLearner
 from ..learners.replay import Finetune
@@ -31,6 +32,7 @@ OUTCOME = ("took",)
 
 def steps(learner: GradientLearner) -> Steps:
     """predict and learn; ``CannotExport`` for replay, parts without a graph, and columns whose scale follows."""
+    rows = drawn(_inputs(learner), learner.spec.n_features)
     masks = _masks(learner)
     if learner.by_task or learner.params.single_head or learner.spec.n_classes is None:
         raise CannotExport("a gradient learner can be exported for streams that name their classes, with one head")
@@ -39,7 +41,6 @@ def steps(learner: GradientLearner) -> Steps:
     if learner.net.head.out_features < learner.spec.n_classes:
         learner._grow(learner.spec.n_classes)
     step = Step(learner, masks)
-    rows = drawn(learner.inputs, learner.spec.n_features)
     classes = learner.spec.n_classes
 
     def labelled(n: int, seed: int) -> dict[str, Tensor]:
@@ -52,6 +53,14 @@ def steps(learner: GradientLearner) -> Steps:
         "learn": Verb(step.graph, labelled, names, names, ("outcome",), single=True),
     }
     return Steps(verbs, step.state, {"outcome": OUTCOME})
+
+
+def _inputs(learner: GradientLearner) -> Pixels | Columns:
+    if isinstance(learner.inputs, Tokens):
+        raise CannotExport("language models have no form as a graph here: they run where transformers is")
+    if learner.params.precision != "float32":
+        raise CannotExport("steps are written down in float32: leave precision as it is")
+    return learner.inputs
 
 
 def _masks(learner: GradientLearner) -> dict[str, Tensor]:
@@ -76,7 +85,7 @@ class Predict(nn.Module):
 
     def __init__(self, learner: GradientLearner, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.rows, self.net, self.names = rows_module(learner.inputs), plain_layers(learner.net), names
+        self.rows, self.net, self.names = rows_module(_inputs(learner)), plain_layers(learner.net), names
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         z = functional_call(self.net, dict(zip(self.names, state)), (self.rows(x),))
@@ -87,7 +96,7 @@ class Step:
     """A step on one row. graph: (x, y, *state) to (outcome, *state after it)."""
 
     def __init__(self, learner: GradientLearner, masks: Mapping[str, Tensor]) -> None:
-        self.rows, self.net, self.how = rows_module(learner.inputs), plain_layers(learner.net), learner.params
+        self.rows, self.net, self.how = rows_module(_inputs(learner)), plain_layers(learner.net), learner.params
         for layer in self.net.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.num_batches_tracked = None  # a count that nothing here follows
@@ -97,7 +106,7 @@ class Step:
         self.statistics = {n: b.clone() for n, b in statistics.items() if b.is_floating_point()}
         self.values = {**self.weights, **self.statistics}
         self.state = {**self.values, **self._slots()}
-        example = {**drawn(learner.inputs, learner.spec.n_features)(1, 0), "y": torch.zeros(1, dtype=torch.int64)}
+        example = {**drawn(_inputs(learner), learner.spec.n_features)(1, 0), "y": torch.zeros(1, dtype=torch.int64)}
         aten: Any = torch.ops.aten
         table = {**core_aten_decompositions(), **get_decompositions([aten.native_batch_norm, aten.native_group_norm])}
         table[aten.convolution_backward.default] = convolution_back
@@ -135,7 +144,7 @@ class Step:
             loss = F.cross_entropy(self._logits(self.rows(x), weights, statistics), y)
             grads = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
         if self.how.clip:
-            length = torch.sqrt(sum((g * g).sum() for g in grads.values()))  # type: ignore[arg-type]
+            length = torch.sqrt(sum((g * g).sum() for g in grads.values()))
             scale = torch.clamp(self.how.clip / (length + 1e-6), max=1.0)
             grads = {n: g * scale for n, g in grads.items()}
         new: dict[str, Tensor] = {n: t.detach() for n, t in statistics.items()}

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...models.inputs import Columns, Pixels
+from ...models.inputs import Columns, Pixels, Tokens
 from ...models.kernels.inference_linear import Linear
 from ...models.networks import Network, build, grow_head
 from ...models.optimisers import SGD, AdamW, Only, Optimiser, grow_slots
 from ...streams import Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
+from ..pretraining import Pretraining
+from .language import check_written, text_network, written_probe
 from .memory import Memory
 from .parts import Active, Loss, Part, Rows, check_parts
+from .passes import Passes, Precision
 from .replay import Finetune
 
 PROBED_AT_ONCE = 1 << 20
@@ -34,7 +37,8 @@ class GradientLearner(Learner):
     """A network, an optimiser, a replay policy and techniques.
 
     replay: the policy, plain fine-tuning if left out. techniques: in the order in which they act. model: a network of
-    one's own instead of the named one (``Network(body, head)``); the learner takes it over.
+    one's own instead of the named one (``Network(body, head)``, on language streams also a model of ``transformers``);
+    the learner takes it over.
 
     >>> import driftway as dw
     >>> spec = dw.stream("split-digits").spec
@@ -50,14 +54,15 @@ class GradientLearner(Learner):
     class Params:
         """Settings of the step."""
 
-        model: str = "mlp"
-        """mlp, convnet, resnet18 (sizes after a colon: mlp:400-400, resnet18:20) or torchvision:NAME."""
+        model: str = "auto"
+        """mlp, convnet, resnet18 (sizes after a colon: mlp:400-400, resnet18:20) or torchvision:NAME; on language
+        streams t5, llama, qwen2, llava, roberta (t5:128-2-4: width, layers, heads) or a folder. auto: mlp, or t5."""
         norm: Literal["batch", "group", "continual", "none"] = "batch"
         """Normalisation in the body, where it has any."""
-        optimizer: Literal["sgd", "adamw"] = "sgd"
-        """Rule of the update."""
-        lr: float = 0.1
-        """Learning rate."""
+        optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+        """Rule of the update; auto: sgd, on language streams adamw."""
+        lr: float = 0.0
+        """Learning rate; 0: 0.1 for sgd, 0.001 for adamw."""
         momentum: float = 0.0
         """Momentum of SGD."""
         weight_decay: float = 0.0
@@ -74,12 +79,26 @@ class GradientLearner(Learner):
         """Largest norm of the whole gradient after masking; 0: no limit."""
         split_gradients: bool = False
         """Tell the norms of the plasticity and the stability part of the gradient, and their cosine (costs a pass)."""
+        pretrain: int = 0
+        """Updates on a language stream's source before it begins, kept for other runs."""
+        pretrain_lr: float = 0.001
+        """Highest learning rate of those."""
+        pretrain_seed: int = 0
+        """Seed of those and of the weights before them: runs of several seeds share the model."""
+        micro_batch: int = 0
+        """Most rows in memory at once; each pass over more goes in pieces, at the price of another forward pass."""
+        checkpointing: bool = False
+        """Keep the inputs of a language model's blocks only, and compute the rest again for the backward pass."""
+        precision: Precision = "float32"
+        """autocast: passes in bfloat16, weights in float32; bfloat16: weights too."""
 
         def __post_init__(self) -> None:
-            if not (self.lr > 0 and 0 <= self.momentum < 1 and min(self.weight_decay, self.clip) >= 0):
-                raise ValueError("lr must be above 0, momentum in 0..1, weight_decay and clip at least 0")
+            if not (self.lr >= 0 and 0 <= self.momentum < 1 and min(self.weight_decay, self.clip) >= 0):
+                raise ValueError("lr must be at least 0, momentum in 0..1, weight_decay and clip at least 0")
             if self.passes < 1:
                 raise ValueError("passes must be at least 1")
+            if min(self.pretrain, self.micro_batch) < 0 or self.pretrain_lr <= 0:
+                raise ValueError("pretrain and micro_batch must be at least 0, pretrain_lr above 0")
 
     def __init__(
         self,
@@ -89,7 +108,7 @@ class GradientLearner(Learner):
         *,
         replay: Part | None = None,
         techniques: Sequence[Part] = (),
-        model: Network | None = None,
+        model: torch.nn.Module | None = None,
         device: str = "cpu",
     ) -> None:
         super().__init__(spec, params, seed)
@@ -105,10 +124,14 @@ class GradientLearner(Learner):
         if self.by_task:
             self.needs |= {"boundaries"}
         self.experience_classes = _classes_of_experiences(spec)
-        if model is not None and not isinstance(model, Network):
-            raise InputError(f"model must be a Network(body, head) or the name of one, not {type(model).__name__}")
-        self.net = self._network() if model is None else model
+        self.net = self._network(model)
         self.net.to(self.device).eval()
+        p = self.params
+        self.through = Passes(self.net, p.micro_batch, p.checkpointing, p.precision, self.device)
+        self.writes = self.through.writes
+        """Whether the network writes its answers, and has no scores of classes."""
+        if self.writes:
+            check_written([type(part).__name__ for part in (policy, *techniques)], spec, p)
         self.optimiser = self._optimiser()
         self.memory: Memory | None = None
         """Rows of the past, where the policy keeps any."""
@@ -120,50 +143,75 @@ class GradientLearner(Learner):
         self.policy = policy.start(self)
         self.rebuilt()
 
-    def _network(self) -> Network:
+    def _network(self, own: torch.nn.Module | None) -> Any:
+        p, spec = self.params, self.spec
+        classes = max(2, spec.n_classes or 0)
+        if spec.text is not None:
+            plan = Pretraining(p.pretrain, p.pretrain_lr, p.pretrain_seed)
+            return text_network(spec, p.model if own is None else own, classes, self.seed, plan)
+        if p.pretrain:
+            raise InputError(f"pretrain is for language streams, and {spec.name} is none: leave it at 0")
+        if own is not None:
+            if not isinstance(own, Network):
+                raise InputError(f"model must be a Network(body, head) or the name of one, not {type(own).__name__}")
+            return own
         try:
-            classes = max(2, self.spec.n_classes or 0)
-            return build(self.params.model, self.inputs.shape, classes, norm=self.params.norm, seed=self.seed)
+            return build(
+                "mlp" if p.model == "auto" else p.model, self.inputs.shape, classes, norm=p.norm, seed=self.seed
+            )
         except ValueError as fault:
             raise InputError(f"{fault}") from None
 
     def _optimiser(self) -> Optimiser:
         p = self.params
-        if p.optimizer == "sgd":
-            return SGD(p.lr, p.momentum, p.weight_decay)
-        return AdamW(p.lr, weight_decay=p.weight_decay)
+        rule = p.optimizer if p.optimizer != "auto" else "sgd" if self.spec.text is None else "adamw"
+        if rule == "sgd":
+            return SGD(p.lr or 0.1, p.momentum, p.weight_decay)
+        return AdamW(p.lr or 1e-3, weight_decay=p.weight_decay)
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network knows."""
+        known: int = self.net.classes if self.writes else self.net.head.out_features
+        return known
 
     def rebuilt(self) -> None:
         """Call after parameters of the network were replaced by others."""
         self.weights = dict(self.net.named_parameters())
         self._modules = list(self.net.modules())
-        self._trained = [n for n in self.weights if not self.params.head_only or n.startswith("head.")]
+        chosen = [n for n, w in self.weights.items() if w.requires_grad]
+        self._trained = [n for n in chosen if not self.params.head_only or n.startswith("head.")]
 
     # --- answers ------------------------------------------------------------------------------------------------
 
     def predict(self, batch: Batch) -> Prediction:
-        with torch.inference_mode():
-            z = self.net(self._tensor(batch.x))
+        if self.writes:
+            return Prediction(written_probe(self.net, self._tensor(batch.x), self.through.around)().argmax(1))
+        with torch.inference_mode(), self.through.around():
+            z = self.net(self.through.cast(self._tensor(batch.x)))
             if self.by_task:
                 z = z.masked_fill(~self.experience_classes[self.task].to(z.device), -torch.inf)
             scores = torch.softmax(z.double(), 1).numpy(force=True)
         return Prediction(scores.argmax(1), scores)
 
     def probe(self, x: Array) -> Callable[[], Array]:
-        kept = self._tensor(x) if self.inputs.fixed else None
+        kept = self.through.cast(self._tensor(x)) if self.inputs.fixed else None
+        if self.writes:
+            assert kept is not None
+            return written_probe(self.net, kept, self.through.around)
         features: Tensor | None = None
         version = -1
 
         def score() -> Array:
             nonlocal features, version
-            with torch.inference_mode():
-                rows = self._tensor(x) if kept is None else kept
+            with torch.inference_mode(), self.through.around():
+                rows = self.through.cast(self._tensor(x)) if kept is None else kept
                 if not self.params.head_only:
-                    return _in_pieces(self.net, rows).numpy(force=True)
+                    return _in_pieces(self.net, rows).float().numpy(force=True)
                 if features is None or version != self._body_version or kept is None:
                     features = _in_pieces(self.net.body, rows)
                     version = self._body_version
-                return self.net.head(features).numpy(force=True)
+                return self.net.head(features).float().numpy(force=True)
 
         return score
 
@@ -183,6 +231,8 @@ class GradientLearner(Learner):
         assert isinstance(batch.x, np.ndarray)
         self.inputs.observe(batch.x)
         now = self._rows(batch)
+        if self.writes:
+            now = now.keep(now.y < self.classes - 1)  # any other text: there is nothing to learn from it
         for part in self.techniques:
             keep = part.choose(now)
             now = now if keep is None else now.keep(keep)
@@ -218,24 +268,30 @@ class GradientLearner(Learner):
             part.after_step(now)
 
     def logits(self, *rows: Rows) -> list[Tensor]:
-        """The network's outputs in training mode, float32[B, C] for each part: in one pass, or each in its own."""
+        """The network's outputs in training mode for each part, in one pass, or each in its own: float32[B, C], or
+        float32[B, A, V] of one that writes (A tokens of an answer)."""
         groups = [rows] if self.params.joint else [(part,) for part in rows]
         out: list[Tensor] = []
         for group in groups:
             for technique in self.techniques:
                 technique.before_forward(group)
-            x = group[0].x if len(group) == 1 else torch.cat([part.x for part in group])
-            z = self._forward(x)
-            out += [z] if len(group) == 1 else z.split([len(part) for part in group])
+            one = len(group) == 1
+            x = group[0].x if one else torch.cat([part.x for part in group])
+            y = group[0].y if one else torch.cat([part.y for part in group])
+            z = self.outputs(x, y)
+            out += [z] if one else z.split([len(part) for part in group])
         self.said = next((z for z, part in zip(out, rows) if part.current), self.said)
         return out
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Tensor, y: Tensor) -> Tensor:
+        """One pass, in whatever mode the network is. y: int64[B], which only a network that writes reads."""
         if not self.params.head_only:
-            return self.net(x)
-        with torch.no_grad():
-            features = self.net.body.eval()(x)
-        return self.net.head(features)
+            return self.through.run(x, y)
+        with self.through.around():
+            with torch.no_grad():
+                features = self.net.body.eval()(self.through.cast(x))
+            z: Tensor = self.net.head(features)
+        return z
 
     def recall(self, n: int) -> Rows | None:
         """n rows out of the memory (fewer while it has fewer), on the learner's device; None while it is empty."""
@@ -247,8 +303,12 @@ class GradientLearner(Learner):
             self.memory.insert(rows, logits)
 
     def cross_entropy(self, z: Tensor, rows: Rows) -> Tensor:
-        """Mean cross-entropy; over the classes of each row's own experience where the scenario (or ``single_head``,
-        for rows at hand) says so."""
+        """Mean cross-entropy (of the answers' tokens, where the network writes); over the classes of each row's own
+        experience where the scenario (or ``single_head``, for rows at hand) says so."""
+        if self.writes:
+            loss: Tensor = self.net.loss(z, rows.y)
+            return loss
+        z = z.float()
         if self.by_task or (self.params.single_head and rows.current):
             z = z.masked_fill(~self.own_classes(rows, z.shape[1]), -torch.inf)
         return F.cross_entropy(z, rows.y)
@@ -308,7 +368,7 @@ class GradientLearner(Learner):
         return Rows(self._tensor(batch.x), y, torch.full_like(y, self.task), current=True, ids=batch.ids)
 
     def _grow(self, classes: int) -> None:
-        if classes <= self.net.head.out_features:
+        if classes <= self.classes:
             return
         grow_head(self.net, classes, self.seed)
         grow_slots(self.optimiser.slots, ("head.weight", "head.bias"), classes)
@@ -324,10 +384,13 @@ class GradientLearner(Learner):
         found = kept | {k: v for part in (*self.techniques, self.policy) for k, v in part.telemetry().items()}
         return found | self._split if self.params.split_gradients else found
 
+    def facts(self) -> dict[str, Any]:
+        return {k: v for part in (*self.techniques, self.policy) for k, v in part.facts().items()}
+
     def state(self) -> State:
         return {
             "net": dict(self.net.state_dict(keep_vars=True)),
-            "classes": self.net.head.out_features,
+            "classes": self.classes,
             "optimiser": self.optimiser.state(),
             "inputs": self.inputs.state(),
             "memory": None if self.memory is None else self.memory.state(),
@@ -337,7 +400,7 @@ class GradientLearner(Learner):
         }
 
     def load(self, state: State) -> None:
-        if int(state["classes"]) != self.net.head.out_features:
+        if int(state["classes"]) != self.classes:
             self.net.head = Linear(self.net.head.in_features, int(state["classes"]), device=self.device)
         counts = state["counts"]
         self.task, self.seen, self.updates = int(counts["task"]), int(counts["seen"]), int(counts["updates"])
@@ -377,8 +440,10 @@ def clip_gradients(grads: dict[str, Tensor | None], limit: float) -> None:
             grads[name] = grad * scale
 
 
-def inputs_of(spec: StreamSpec) -> Pixels | Columns:
+def inputs_of(spec: StreamSpec) -> Pixels | Tokens | Columns:
     """What turns rows of the stream into tensors."""
+    if spec.text is not None:
+        return Tokens(spec.n_features, spec.text.length, spec.text.vocabulary, spec.text.pad)
     if spec.shape is not None and "mean" in spec.notes:
         return Pixels(spec.shape, spec.notes["mean"], spec.notes["std"])
     fan = [0 if c.categories is None else 64 if c.open else len(c.categories) for c in spec.columns]

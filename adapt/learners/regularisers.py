@@ -71,7 +71,7 @@ class _EWC(Active):
         total: dict[str, Tensor] = {}
         for i in range(len(rows)):
             one = rows.keep(torch.arange(len(rows), device=rows.y.device) == i)
-            for name, g in learner.gradients_of(learner.cross_entropy(learner.net(one.x), one)).items():
+            for name, g in learner.gradients_of(learner.cross_entropy(learner.outputs(one.x, one.y), one)).items():
                 if g is not None:
                     total[name] = total[name] + g * g if name in total else g * g
         return {name: f / len(rows) for name, f in total.items()}

@@ -311,8 +311,7 @@ class _Joint(Active):
 
 def memory_for(learner: GradientLearner, capacity: int, kind: Kind, *, logits: bool = False) -> Memory:
     """An empty memory for the rows of a learner."""
-    classes = learner.net.head.out_features
-    return Memory(capacity, kind, learner.inputs.shape, classes, logits=logits, seed=learner.seed)
+    return Memory(capacity, kind, learner.inputs.shape, learner.classes, logits=logits, seed=learner.seed)
 
 
 def _check_sizes(memory: int, replay_batch: int) -> None:

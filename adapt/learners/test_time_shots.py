@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ...models.adaptive_norm import AdaptiveNorm, using
-from ...models.inputs import Columns, Pixels
+from ...models.inputs import Columns, Pixels, Tokens
 from ...models.networks import Network
 from ...models.prototypes import Calibration, Prototypes
 from ...streams import Array, InputError, StreamSpec
@@ -263,7 +263,10 @@ class Finetuned:
 
 def inputs_for(spec: StreamSpec) -> Pixels | Columns:
     """What turns rows of the stream into tensors; columns that no clean rows say the scale of go in as they are."""
+    if spec.text is not None:
+        raise InputError(f"stream {spec.name} asks for texts: without labels there is nothing to learn from here")
     inputs = inputs_of(spec)
+    assert not isinstance(inputs, Tokens)
     return inputs if inputs.fixed or spec.source is not None else Pixels(spec.shape or (spec.n_features,), [0.0], [1.0])
 
 

@@ -224,7 +224,7 @@ def test_a_loss_without_either_half_is_none() -> None:
         ("er+spacl", {}, "unknown learner 'spacl'"),
         ("er", {"memry": 3}, "did you mean memory?"),
         ("er", {"memory": 0}, "must be at least 1"),
-        ("er", {"lr": 0}, "lr must be above 0"),
+        ("er", {"lr": -0.1}, "lr must be at least 0"),
         ("er", {"model": "mlpp"}, "unknown model 'mlpp'"),
         ("er", {"model": "mlp:a-b"}, "sizes are whole numbers"),
         ("lwf", {"temperature": 0}, "temperature above 0"),

@@ -1,0 +1,262 @@
+"""Language models by name, or from a folder on disk.
+
+``t5:128-2-4`` (width, layers, heads; an encoder and a decoder of so many layers each), ``llama:``, ``qwen2:``,
+``llava:`` (a causal model with a small vision tower before it) and ``roberta:`` (an encoder, with a head that knows the
+classes) are built small and untrained. Anything else is the path of a folder with ``config.json`` and weights, or of a
+PEFT adapter with ``adapter_config.json``. All are the classes of ``transformers``, so real weights go the same way.
+
+Dropout is 0 in every model, also where its configuration says otherwise (our choice: a step then draws nothing, and a
+stopped run goes on bit for bit).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .kernels.inference_linear import Linear
+from .language import LanguageNetwork, Layout, Prompts
+from .language_bodies import Causal, EncoderDecoder
+from .networks import Network
+from .vision import import_torchvision
+
+SIZES = {"t5": "128-2-4", "llama": "128-2-4", "qwen2": "128-2-4", "llava": "128-2-4", "roberta": "128-2-4"}
+"""Names, and the sizes that they have where none are given."""
+MISSING = "language models need transformers, peft and tokenizers: pip install driftway[lm]"
+
+
+def is_language_model(name: str) -> bool:
+    """Whether the name is one of a language model, or a path."""
+    return name.partition(":")[0] in SIZES or "/" in name or Path(name).is_dir()
+
+
+def build_language(name: str, layout: Layout, classes: int, *, seed: int = 0) -> LanguageNetwork | Network:
+    """The model of this name for rows of this layout; an encoder alone becomes a ``Network`` with a head.
+
+    The weights are drawn from ``seed`` alone; torch's global generator is left as it was. Raises ``ValueError`` with
+    one line for a person.
+    """
+    _import_transformers()
+    kind, _, sizes = name.partition(":")
+    with torch.random.fork_rng(devices=[]), _quietly():
+        torch.manual_seed(seed)
+        body = _built(kind, sizes or SIZES[kind], layout) if kind in SIZES else _loaded(Path(name))
+        return language_network(body, layout, classes)
+
+
+def language_network(body: Any, layout: Layout, classes: int) -> LanguageNetwork | Network:
+    """A model of ``transformers`` (or of PEFT) as a network for rows of this layout; its vision tower stands still.
+
+    Raises ``ValueError`` with one line for a person where the model does not suit the rows.
+    """
+    _check(body, layout)
+    for name, module in body.named_modules():
+        if name.rpartition(".")[2] == "vision_tower":
+            module.requires_grad_(False)
+    if body.config.is_encoder_decoder:
+        return LanguageNetwork(body, EncoderDecoder, layout)
+    if body.get_output_embeddings() is not None:
+        return LanguageNetwork(body, Causal, layout)
+    return Network(Encoder(body, layout), Linear(body.config.hidden_size, classes))
+
+
+class Encoder(nn.Module):
+    """An encoder as a body: rows to the state of their first token, float[B, width]."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        prompts = Prompts.of(x, self.layout)
+        real = prompts.real(prompts.ids.shape[1])
+        mask = None if bool(real.all()) else real
+        out: Tensor = self.model(input_ids=prompts.ids, attention_mask=mask).last_hidden_state[:, 0]
+        return out
+
+
+def _import_transformers() -> None:
+    """``transformers`` looks at images with torchvision where that is there, which may not fit torch's build."""
+    with suppress(ImportError):
+        import_torchvision()
+    try:
+        import transformers  # noqa: F401 - is it there?
+    except ImportError:
+        raise ValueError(MISSING) from None
+
+
+def _built(kind: str, sizes: str, layout: Layout) -> Any:
+    import transformers
+
+    width, layers, heads = _sizes(kind, sizes)
+    if kind == "t5":
+        return transformers.T5ForConditionalGeneration(_t5(width, layers, heads, layout))
+    if kind == "roberta":
+        config = transformers.RobertaConfig(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=layout.length + layout.pad + 1,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            **_tokens(layout),
+        )
+        return transformers.RobertaModel(config, add_pooling_layer=False)
+    shared: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2) if kind == "qwen2" else heads,
+        "intermediate_size": 32 * -(-8 * width // 96),
+        "max_position_embeddings": 2 * (layout.length + layout.answers.shape[1]) + 1024,
+        "tie_word_embeddings": True,
+        **_tokens(layout),
+    }
+    if kind == "llama":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shared))
+    if kind == "qwen2":
+        return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**shared))
+    return transformers.LlavaForConditionalGeneration(_llava(shared, layout))
+
+
+def _t5(width: int, layers: int, heads: int, layout: Layout) -> Any:
+    from transformers import T5Config
+
+    settings: dict[str, Any] = _tokens(layout) | {"decoder_start_token_id": layout.pad}
+    return T5Config(
+        d_model=width,
+        d_kv=width // heads,
+        d_ff=4 * width,
+        num_layers=layers,
+        num_heads=heads,
+        dropout_rate=0.0,
+        **settings,
+    )
+
+
+def _llava(text: dict[str, Any], layout: Layout) -> Any:
+    """One id more than the stream has stands for a patch of the image."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    if layout.image is None:
+        raise ValueError("model llava looks at images, and the rows of this stream have none: take llama")
+    channels, height, across = layout.image
+    if height != across or height % layout.patch:
+        raise ValueError(f"model llava needs square images of whole patches, not {height} x {across} at {layout.patch}")
+    width, heads = text["hidden_size"], text["num_attention_heads"]
+    vision = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=text["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_channels=channels,
+        image_size=height,
+        patch_size=layout.patch,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text | {"vocab_size": layout.vocabulary + 1}),
+        image_token_index=layout.vocabulary,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+
+
+def _tokens(layout: Layout) -> dict[str, Any]:
+    return {"vocab_size": layout.vocabulary, "pad_token_id": layout.pad, "eos_token_id": layout.eos}
+
+
+def _loaded(folder: Path) -> Any:
+    """The model in a folder; nothing is ever downloaded."""
+    import transformers
+
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        from peft import PeftModel
+
+        base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        model = _loaded(base if base.is_absolute() or base.is_dir() else folder / base)
+        return _still(PeftModel.from_pretrained(model, str(folder), is_trainable=True))
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model {folder}: no folder with config.json there; a model of the hub is first brought onto this machine "
+            f"(hf download {folder} --local-dir FOLDER), and then named by its folder"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = _class_of(config)
+        model = kind.from_pretrained(folder, config=config, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError) as fault:
+        raise ValueError(f"model {folder} cannot be loaded: {str(fault).splitlines()[0]}") from None
+    return _still(model)
+
+
+def _class_of(config: Any) -> Any:
+    """The class that the configuration names, or the automatic one for its kind; an encoder comes without its head."""
+    import transformers
+
+    name = (config.architectures or [""])[0]
+    if config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    if hasattr(config, "vision_config"):
+        return getattr(transformers, name, transformers.AutoModelForImageTextToText)
+    return (
+        transformers.AutoModelForCausalLM if name.endswith(("ForCausalLM", "LMHeadModel")) else transformers.AutoModel
+    )
+
+
+def _still(model: Any) -> Any:
+    """The same without dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "dropout_rate"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def _check(body: Any, layout: Layout) -> None:
+    name = type(body).__name__
+    rows = body.get_input_embeddings().num_embeddings
+    if rows < layout.vocabulary:
+        raise ValueError(
+            f"model {name} knows {rows} tokens and the stream's tokenizer has {layout.vocabulary}: give the stream the "
+            "model's own tokenizer (tokenizer=FOLDER)"
+        )
+    if layout.image is not None and not hasattr(body.config, "vision_config"):
+        raise ValueError(f"model {name} does not look at images, and the rows of this stream have one: take llava")
+
+
+def _sizes(kind: str, sizes: str) -> tuple[int, int, int]:
+    numbers = [int(n) if n.isdecimal() else 0 for n in sizes.split("-")]
+    if len(numbers) != 3 or min(numbers) < 1 or numbers[0] % (2 * numbers[2]):
+        raise ValueError(
+            f"model {kind}:{sizes}: sizes are width-layers-heads, the width an even multiple of the heads, such as "
+            f"{kind}:{SIZES[kind]}"
+        )
+    return numbers[0], numbers[1], numbers[2]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the progress bars and remarks of ``transformers``."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
