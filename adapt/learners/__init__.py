@@ -70,6 +70,8 @@ _DER = "Buzzega et al.: Dark experience for general continual learning. NeurIPS 
 _AGEM = "Chaudhry et al.: Efficient lifelong learning with A-GEM. ICLR 2019"
 _EWC = "Kirkpatrick et al.: Overcoming catastrophic forgetting. PNAS 114(13), 2017; online: Schwarz et al., ICML 2018"
 _MIGU = "Du et al.: Unlocking continual learning abilities in language models. Findings of EMNLP 2024, arXiv 2406.17245"
+_LORA = "Hu et al.: LoRA: low-rank adaptation of large language models. ICLR 2022"
+_OLORA = "Wang et al.: Orthogonal subspace learning for language model continual learning. Findings of EMNLP 2023"
 _LWF = "Li, Hoiem: Learning without forgetting. ECCV 2016"
 _ADAB2N = "Lyu et al.: Overcoming recency bias of normalization statistics in continual learning. NeurIPS 2023"
 _SPARCL = "Wang et al.: SparCL: sparse continual learning on the edge. NeurIPS 2022"
@@ -119,6 +121,9 @@ LEARNERS: dict[str, Entry] = {
     "lwf": _part("regularisers:LwF", "the network of the last boundary teaches the present one", _LWF),
     "adab2n": _part("adab2n:AdaB2N", "batch norms whose statistics balance old and new rows", _ADAB2N),
     "migu": _part("migu:MIGU", "only the rows of a layer whose outputs are large are updated", _MIGU),
+    "lora": _part("lora:LoRA", "the network frozen, adapters of low rank beside its linear layers learn", _LORA),
+    "inc-lora": _part("lora:IncLoRA", "a new adapter for every experience, earlier ones frozen", _OLORA),
+    "o-lora": _part("lora:OLoRA", "the same, new adapters orthogonal to earlier ones", _OLORA),
     "sparcl": _part("sparcl:SparCL", "masks of weights, rows and gradients that follow what each task needs", _SPARCL),
     "random-mask": _part("sparse_controls:RandomMask", "a fixed random mask: the control of sparcl"),
     "magnitude-mask": _part("sparse_controls:MagnitudeMask", "a fixed mask of the largest initial weights"),
