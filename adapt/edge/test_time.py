@@ -397,7 +397,7 @@ class Step(nn.Module):
             new["loss"] = torch.where(took, followed, old["loss"])
         reset = took & bad
         fresh = {"moving": self.source}
-        for name in ("moving", "momentum", "first", "second", "taken", "loss"):
+        for name in ("moving", "momentum", "first", "second", "taken", "loss", "softmax", "softmax_known"):
             if name in new:
                 new[name] = torch.where(reset, fresh.get(name, torch.zeros_like(new[name])), new[name])
         return new, reset

@@ -43,7 +43,8 @@ CHUNK = 64
 class Statistics:
     """mean, var: float[C], the stored ones; keep: their weight, 0 to 1, for the path "graph" also a tensor float[].
 
-    through, for that path alone: how much of the gradient through the statistics counts, 1 or 0; None: none, ever.
+    through, for that path alone: how much of the gradient through the rows' statistics counts, float[], or of mean and
+    variance apart, float[2, C]; None: none, ever.
     """
 
     mean: Tensor
@@ -178,10 +179,11 @@ def _graph(
     """One node of the graph does all between the statistics and the sum."""
     mean, var = s.mean, s.var
     centred = middle = None
-    if isinstance(s.keep, Tensor) or s.keep < 1:
+    if isinstance(s.keep, Tensor) or s.keep < 1 or s.through is not None:
         over = [0, *range(2, h.dim())]
         middle = h.mean(over)
         centred = h - _wide(middle, h)
+    if centred is not None and middle is not None and (isinstance(s.keep, Tensor) or s.keep < 1):
         var, mean = (centred * centred).mean(over), middle
         if isinstance(s.keep, Tensor) or s.keep > 0:
             mean, var = mean + s.keep * (s.mean - mean), var + s.keep * (s.var - var)
@@ -205,8 +207,8 @@ def _graph_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float | Tensor, o
         scale = gamma * r
         dh = d * _wide(scale, h)
         if through is not None and centred is not None:
-            part = scale * (through / -n)
-            dh = dh + (centred * _wide(part * r * dgamma, h) + _wide(part * dbeta, h))
+            to_mean, to_var = scale * (through.expand(2, len(scale)) / -n)
+            dh = dh + (centred * _wide(to_var * r * dgamma, h) + _wide(to_mean * dbeta, h))
     return Slopes(dh, dgamma, dbeta, d)
 
 

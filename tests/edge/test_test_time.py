@@ -34,6 +34,9 @@ RECIPES: list[Recipe] = [
     RSGS(lr=0.05, e_frac=0.7, refilter=True, recover=0.0),
     RSGS(lr=0.05, e_frac=0.6, clip=0.01, recover=0.0),
     Mixture(objective="cluster-entropy", groups=3, filter="by-group", share=0.5, rho=0.05, alpha=0.4, lr=0.05),
+    Tent(lr=0.01, statistics="running"),
+    RSGS(lr=0.05, e_frac=0.9, recover=0.9, statistics="running", follow=0.3),
+    Mixture(filter="novel", e_frac=0.97, like=0.999, lr=0.05, recover=0.9),
     Mixture(filter="novel", e_frac=0.9, like=0.95, optimizer="adam", lr=0.01, by_rows="linear"),
 ]
 
