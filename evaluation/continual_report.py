@@ -14,12 +14,13 @@ from .metrics import METRICS
 from .run_data import RunData
 
 NAMES = {
-    "acc": "ACC", "min_acc": "min-ACC", "wc_acc": "WC-ACC", "aaa": "AAA", "learning_accuracy": "learning accuracy",
-    "forgetting": "forgetting", "forgetting_max": "forgetting, from the best", "bwt": "BWT", "gap_depth": "gap depth",
+    "acc": "ACC", "min_acc": "min-ACC", "wc_acc": "WC-ACC", "aaa": "AAA", "mfn": "MFN", "maa": "MAA",
+    "learning_accuracy": "learning accuracy", "forgetting": "forgetting",
+    "forgetting_max": "forgetting, from the best", "bwt": "BWT", "gap_depth": "gap depth",
     "gap_depth_relative": "gap depth, relative", "wf10": "WF10", "wf100": "WF100", "wp10": "WP10", "wp100": "WP100",
 }  # fmt: skip
 """How the figures of a continual evaluation are written, in the order of the table."""
-LEVELS = ("acc", "min_acc", "wc_acc", "aaa", "learning_accuracy", "gap_depth_relative")
+LEVELS = ("acc", "min_acc", "wc_acc", "aaa", "mfn", "maa", "learning_accuracy", "gap_depth_relative")
 """Those that are shares; the others are differences, in points."""
 SMALL_GAP = 0.005
 MOST_SWITCHES = 100

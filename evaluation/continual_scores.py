@@ -3,7 +3,8 @@
 M. De Lange, G. M. van de Ven, T. Tuytelaars, "Continual evaluation for lifelong learning: identifying the stability
 gap", ICLR 2023; the formulas are those of the authors' code. Where that code is at odds with the definition (window
 plasticity) ours follows the definition, and ``wp_reference=True`` the code. Forgetting and backward transfer: D.
-Lopez-Paz, M. Ranzato, NeurIPS 2017, and A. Chaudhry et al., ECCV 2018. Gap depth is our reading of follow-up work.
+Lopez-Paz, M. Ranzato, NeurIPS 2017, and A. Chaudhry et al., ECCV 2018. MFN and MAA: as continual learning of language
+models reports them. Gap depth is our reading of follow-up work.
 
 Letters: A(i) is the share of experience i's held-out rows that are answered rightly, k the number of experiences seen
 (the last of them is being learnt), n the number of an evaluation. Experiences are numbered from 0.
@@ -93,6 +94,7 @@ class Scores:
         self._reference = wp_reference
         self._tracks: list[_Track] = []
         self._sums: list[list[int]] = []
+        self._ends = 0.0  # sum of ACC at the ends of the experiences that are over
 
     @property
     def seen(self) -> int:
@@ -127,6 +129,7 @@ class Scores:
             raise ValueError(f"{seen} counts after {len(self._tracks)} of {len(self.sizes)} experiences")
         for track in self._tracks:
             track.switch()
+        self._ends += self.row()["acc"] or 0.0
         self._tracks.append(self._track(seen - 1))
         self._sums.append([0] * seen)
 
@@ -152,6 +155,8 @@ class Scores:
         gaps = [(track.rows, *track.gaps()) for track in past]
         forgetting = _mean([(_known(t.end) - t.latest) / t.rows for t in past])
         found = self.row()
+        acc = found["acc"]
+        found |= {"mfn": acc, "maa": None if acc is None else (self._ends + acc) / len(tracks)}
         for name in ("drop", "rise"):
             for j, width in enumerate(self.windows):
                 key = f"{'wf' if name == 'drop' else 'wp'}{width}"
@@ -180,6 +185,7 @@ class Scores:
         whole = [[_code(getattr(track, name)) for name in WHOLE] for track in self._tracks]
         return {
             "evaluations": self.evaluations,
+            "ends": self._ends,
             "tracks": np.array(whole, np.int64).reshape(-1, len(WHOLE)),
             "relative": np.array([track.relative for track in self._tracks], np.float64),
             "sums": [np.array(sums, np.int64) for sums in self._sums],
@@ -188,7 +194,7 @@ class Scores:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what ``state()`` of one with the same sizes and windows returned; copies what it keeps."""
-        self.evaluations = int(state["evaluations"])
+        self.evaluations, self._ends = int(state["evaluations"]), float(state["ends"])
         self._sums = [sums.tolist() for sums in state["sums"]]
         self._tracks = []
         for i, whole in enumerate(state["tracks"].tolist()):

@@ -228,6 +228,7 @@ class Metric:
 _PREQUENTIAL = "A. P. Dawid, JRSS A 147, 1984; J. Gama et al., Machine Learning 90, 2013"
 _GAP = "M. De Lange, G. M. van de Ven, T. Tuytelaars, Continual evaluation for lifelong learning, ICLR 2023"
 _GENERALISED = "Y. Xian, B. Schiele, Z. Akata, Zero-shot learning: the good, the bad and the ugly, CVPR 2017"
+_LANGUAGE = "Zhao, Li, Lu, Gong, LLaVA-DyMoE, arXiv 2603.27481, 2026"
 _DETECTION = "J. Gama et al., A survey on concept drift adaptation, ACM Computing Surveys 46, 2014"
 
 METRICS: dict[str, Metric] = {
@@ -390,6 +391,14 @@ METRICS: dict[str, Metric] = {
         Metric(
             "bwt", "backward transfer: what later learning did to earlier experiences", "-forgetting", "higher",
             "D. Lopez-Paz, M. Ranzato, Gradient episodic memory, NeurIPS 2017",
+        ),
+        Metric(
+            "mfn", "mean final accuracy, as language models are reported: acc at the end",
+            "(1/T) sum_{i<=T} A(i) after the last experience T (so far: at hand)", "higher", _LANGUAGE,
+        ),
+        Metric(
+            "maa", "mean average accuracy: acc at the end of each experience, mean over these ends",
+            "(1/k) sum_{t<=k} (1/t) sum_{i<=t} A(i) at the end of t (of k: now)", "higher", _LANGUAGE,
         ),
         Metric(
             "learning_accuracy", "how well each experience had been learnt when it ended",

@@ -46,6 +46,7 @@ def test_the_curve_worked_by_hand() -> None:
     found = scored(CURVE).figures()
     close(found, acc=2.35 / 3, forgetting=0.15, bwt=-0.15, learning_accuracy=2.65 / 3, min_acc=0.4)
     close(found, wc_acc=0.3 + 2 / 3 * 0.4)
+    close(found, mfn=2.35 / 3, maa=(0.9 + (0.8 + 0.85) / 2 + 2.35 / 3) / 3)
     anytime = [0.5, 0.8, 0.9, 0.35, 0.6, 0.75, 0.825, 1.4 / 3, 2.35 / 3]
     close(found, aaa=sum(anytime) / 9)
     close(found, gap_depth=(0.5 + 0.5 + 0.35) / 3, gap_depth_relative=(5 / 9 + 5 / 8 + 35 / 85) / 3)
@@ -54,12 +55,15 @@ def test_the_curve_worked_by_hand() -> None:
 def test_the_curve_after_its_first_and_second_experience() -> None:
     close(scored(CURVE[:3]).figures(), min_acc=None, wc_acc=0.9, acc=0.9, forgetting=None, bwt=None, gap_depth=None)
     close(scored(CURVE[:7]).figures(), min_acc=0.4, wc_acc=0.625, forgetting=0.1, gap_depth=0.5)
+    close(scored(CURVE[:3]).figures(), mfn=0.9, maa=0.9)
+    close(scored(CURVE[:6]).figures(), mfn=0.75, maa=(0.9 + 0.75) / 2)
 
 
 def test_ends_alone_do_not_show_the_gap() -> None:
     found = scored([CURVE[n] for n in (2, 6, 8)]).figures()
     close(found, min_acc=0.725, wc_acc=0.3 + 2 / 3 * 0.725, acc=2.35 / 3)
     close(found, wc_acc=0.78333333333333333)
+    close(found, mfn=2.35 / 3, maa=scored(CURVE).figures()["maa"])
 
 
 @pytest.mark.parametrize(
@@ -167,6 +171,7 @@ def test_figures_equal_the_formulas_on_the_whole_curve(seed: int) -> None:
     close(found, forgetting=np.mean([share[ends[i]][i] - last[i] for i in range(k - 1)]))
     close(found, forgetting_max=np.mean([max(share[e][i] for e in ends[i:-1]) - last[i] for i in range(k - 1)]))
     close(found, learning_accuracy=np.mean([share[ends[i]][i] for i in range(k)]))
+    close(found, mfn=np.mean(last), maa=np.mean([np.mean(share[e]) for e in ends]))
     close(found, aaa=np.mean([np.mean(s) for s in share]), gap_depth=np.mean([b - low for b, low in gaps]))
     close(found, gap_depth_relative=np.mean([(b - low) / b for b, low in gaps if b]))
 
