@@ -124,8 +124,8 @@ LEADS = (
 SETS = {"worth": DRIVING, "continual": CONTINUAL, "few_shot": FEW_SHOT, "shift_error": SHIFTED, "auc": CLICKS}
 """The scores of a table, by the first word of what the learners are ordered by."""
 MEANINGS = {
-    "continual": "MAA is the mean of ACC over the ends of experiences. At the end ACC is also known as MFN; BWT is minus "
-    "forgetting.",
+    "continual": "MAA is the mean of ACC over the ends of experiences. At the end ACC is also known as MFN; BWT is "
+    "minus forgetting.",
     "shift_error": "Mean error is the share of wrong answers under a shift, mean over shifts; accuracy is that over "
     "all rows. Minus source is the accuracy above the source’s on the batches, one in eight, that both answered: fewer "
     "rows, so a rougher figure. ECE is how far confidence and accuracy lie apart. Forgotten is the accuracy lost on "

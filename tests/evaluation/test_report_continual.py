@@ -239,10 +239,10 @@ def test_comparison_is_led_by_acc(tmp_path):
         assert words in page, words
     table = comparison.table([run.summary for run in runs])
     assert table["columns"] == [
-        "ACC", "min-ACC", "WC-ACC", "forgetting", "gap depth", "prequential", "rows/s",
+        "ACC", "min-ACC", "WC-ACC", "MAA", "forgetting", "gap depth", "prequential", "rows/s",
     ]  # fmt: skip
     assert table["costs"] == 1
-    assert table["baseline_at"] == 5
+    assert table["baseline_at"] == 6
     assert [row["name"] for row in table["rows"]] == ["derpp", "er"]
     best = {c: [best for _, best in (row["cells"][i] for row in table["rows"])] for i, c in enumerate(table["columns"])}
     assert (best["ACC"], best["gap depth"]) == ([True, False], [False, True])
