@@ -124,7 +124,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """Flags of run and compare. What is not given stays out of the namespace, so that a file's value holds."""
     unset = argparse.SUPPRESS
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of learner or stream"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of learner or stream (of one learner of a comparison: NAME.KEY=VALUE)",
     )
     parser.add_argument(
         "--source",

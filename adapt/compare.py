@@ -32,20 +32,28 @@ def plan(
     """A configuration per learner and seed, learner by learner.
 
     A setting goes to every learner that has its key (and to the stream, if that has it); one that nobody has is an
-    ``InputError``.
+    ``InputError``. ``NAME.key=value`` with the name of one of the learners is for that one alone, and overrules the
+    others.
     """
     if len(set(learners)) != len(learners) or not all(learners):
         raise InputError(f"--learners: names must be given once each, not {','.join(learners)}")
     known = {name: {f.name for f in fields(learner_params(name))} for name in learners}
 
-    def concerns(setting: str, name: str) -> bool:
-        owner, _, key = setting.partition("=")[0].strip().rpartition(".")
-        return owner == "stream" or key in known[name] or not any(key in names for names in known.values())
+    def concern(name: str) -> list[str]:
+        shared, own = [], []
+        for setting in settings:
+            left, equals, value = setting.partition("=")
+            owner, _, key = left.strip().rpartition(".")
+            if owner == name:
+                own.append(f"learner.{key}{equals}{value}")
+            elif owner not in known and (
+                owner == "stream" or key in known[name] or not any(key in names for names in known.values())
+            ):
+                shared.append(setting)
+        return shared + own
 
     return [
-        resolve({**given, "learner": name, "seed": seed}, settings=[s for s in settings if concerns(s, name)])
-        for name in learners
-        for seed in seeds
+        resolve({**given, "learner": name, "seed": seed}, settings=concern(name)) for name in learners for seed in seeds
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from driftway.adapt.compare import plan
 from driftway.adapt.config import RunConfig, assign, complete, convert, difference, read_toml, resolve, to_toml
 from driftway.streams import InputError
 from hypothesis import given
@@ -139,3 +140,10 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, words: str)
 def test_values_out_of_range_are_refused(given: dict[str, str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         resolve({"stream": "sea-drift", "learner": "majority"} | given)
+
+
+def test_a_setting_of_one_learner_of_a_comparison_overrules_the_others() -> None:
+    configs = plan({"stream": "split-digits"}, ["finetune", "er+migu"], [0], ["er+migu.lr=0.5", "lr=0.2"])
+    assert [c.learner_params["lr"] for c in configs] == [0.2, 0.5]
+    with pytest.raises(InputError, match="no such parameter"):
+        plan({"stream": "split-digits"}, ["finetune", "er+migu"], [0], ["er.lr=0.5"])
