@@ -6,7 +6,8 @@ decay, the clip of the whole gradient, SGD or AdamW; its gradient is autograd's,
 controls stand as they are at export: entries that are masked keep weight, moments and place under decay bit for bit.
 
 state: ``NAME`` of every weight that moves, ``NAME.momentum``, or ``NAME.m`` and ``NAME.v`` and ``taken`` float32[1];
-statistics of batch norms by their names.
+statistics of batch norms by their names; ``met`` float32[1] of AdaB2N, the last group that was met, whose layers see
+one group at a time here, so that psi weighs nothing and stays.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from ...models.inputs import Columns, Pixels, Tokens
+from ...models.kernels.selection import references
+from ...models.norms import ada_loss
 from ...models.optimisers import AdamW
+from ..learners.adab2n import AdaB2N
 from ..learners.gradient import GradientLearner
 from ..learners.replay import Finetune
 from .steps import CannotExport, Steps, Verb, drawn, over, plain_layers, rows_module
@@ -71,6 +75,8 @@ def _masks(learner: GradientLearner) -> dict[str, Tensor]:
             f"{type(learner.policy).__name__.strip('_')} keeps rows to learn from again: export finetune"
         )
     for part in learner.techniques:
+        if _balances(part):
+            continue
         sparse = getattr(part, "sparse", None)
         if sparse is None or part.reshapes:
             raise CannotExport(
@@ -78,6 +84,14 @@ def _masks(learner: GradientLearner) -> dict[str, Tensor]:
             )
         found |= {n: m.granules.spread(m.active & m.moving) for n, m in sparse.masks.items()}
     return found
+
+
+def _balances(part: Any) -> bool:
+    """Whether it is AdaB2N; ``CannotExport`` where absent groups take a share, which no row at hand has."""
+    values = getattr(part, "values", None)
+    if isinstance(values, AdaB2N) and values.reference:
+        raise CannotExport("adab2n as in its authors' code has no form as a graph: set reference=false")
+    return isinstance(values, AdaB2N)
 
 
 class Predict(nn.Module):
@@ -101,11 +115,15 @@ class Step:
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.num_batches_tracked = None  # a count that nothing here follows
         self.optimiser, self.masks = learner.optimiser, masks
-        self.weights = {n: learner.weights[n].detach().clone() for n in learner._trained}
+        self.balance: Any = next((part for part in learner.techniques if _balances(part)), None)
+        still = () if self.balance is None else self.balance.names  # a row at a time is a group at a time
+        self.weights = {n: learner.weights[n].detach().clone() for n in learner._trained if n not in still}
         statistics = {} if self.how.head_only else dict(learner.net.named_buffers())
         self.statistics = {n: b.clone() for n, b in statistics.items() if b.is_floating_point()}
         self.values = {**self.weights, **self.statistics}
         self.state = {**self.values, **self._slots()}
+        if self.balance is not None:
+            self.state["met"] = torch.tensor([float(max(learner.task, len(self.balance.layers[0].psi) - 1))])
         example = {**drawn(_inputs(learner), learner.spec.n_features)(1, 0), "y": torch.zeros(1, dtype=torch.int64)}
         aten: Any = torch.ops.aten
         table = {**core_aten_decompositions(), **get_decompositions([aten.native_batch_norm, aten.native_group_norm])}
@@ -114,7 +132,8 @@ class Step:
         self.net.train()
         try:
             given = (*example.values(), *self.state.values())
-            self.graph = make_fx(self._step, decomposition_table=table)(*given)
+            with references():
+                self.graph = make_fx(self._step, decomposition_table=table)(*given)
         except (ValueError, RuntimeError) as fault:
             raise CannotExport(f"a step on one row: {' '.join(str(fault).split())}") from None
 
@@ -142,12 +161,17 @@ class Step:
         statistics = {n: old[n].clone() for n in self.statistics}
         with torch.enable_grad():
             loss = F.cross_entropy(self._logits(self.rows(x), weights, statistics), y)
+            met = None
+            if self.balance is not None:
+                loss, met = self._balanced(loss, y, old["met"])
             grads = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
         if self.how.clip:
             length = torch.sqrt(sum((g * g).sum() for g in grads.values()))
             scale = torch.clamp(self.how.clip / (length + 1e-6), max=1.0)
             grads = {n: g * scale for n, g in grads.items()}
         new: dict[str, Tensor] = {n: t.detach() for n, t in statistics.items()}
+        if met is not None:
+            new["met"] = met
         if "taken" in old:
             new["taken"] = old["taken"] + 1
         for name, grad in grads.items():
@@ -155,6 +179,14 @@ class Step:
             mask = self.masks.get(name)
             new |= moved if mask is None else {n: torch.where(mask, t, old[n]) for n, t in moved.items()}
         return new
+
+    def _balanced(self, loss: Tensor, y: Tensor, met: Tensor) -> tuple[Tensor, Tensor]:
+        """With the loss of AdaB2N's layers, from the group on that it counts from; the last group that was met."""
+        how: AdaB2N = self.balance.values
+        met = torch.maximum(met, y.to(met.dtype)) if how.ids == "classes" else met
+        apart = ada_loss(self.net)
+        share = how.ada * (met >= how.ada_from).to(loss.dtype)
+        return (loss if apart is None else loss + (share * apart).sum()), met
 
     def _logits(self, x: Tensor, weights: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> Tensor:
         if not self.how.head_only:
@@ -174,13 +206,15 @@ class Step:
             m = old[f"{name}.m"] + (1 - b1) * (grad - old[f"{name}.m"])
             v = b2 * old[f"{name}.v"] + (1 - b2) * grad * grad
             length = torch.sqrt(v) / torch.sqrt(1 - b2**taken)
-            moved = weight * (1 - how.lr * decay) - (how.lr / (1 - b1**taken)) * over(m, length, self.optimiser.eps)
+            moved = weight * (1 - self.optimiser.lr * decay) - (self.optimiser.lr / (1 - b1**taken)) * over(
+                m, length, self.optimiser.eps
+            )
             return {name: moved, f"{name}.m": m, f"{name}.v": v}
         grad = grad + decay * weight if decay else grad
         if not how.momentum:
-            return {name: weight - how.lr * grad}
+            return {name: weight - self.optimiser.lr * grad}
         velocity = how.momentum * old[f"{name}.momentum"] + grad
-        return {name: weight - how.lr * velocity, f"{name}.momentum": velocity}
+        return {name: weight - self.optimiser.lr * velocity, f"{name}.momentum": velocity}
 
 
 def convolution_back(

@@ -35,6 +35,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("finetune", {"model": "convnet:4-6", "norm": "group", "lr": 0.05}),
     ("finetune", {"model": "mlp-norm:8", "lr": 0.05}),
     ("finetune", {"model": "convnet:4-6", "head_only": True, "lr": 0.05, "momentum": 0.5}),
+    ("adab2n", {"model": "convnet:4-6", "lr": 0.05, "momentum": 0.9, "ada_from": 0, "ada": 0.5}),
+    ("adab2n", {"model": "mlp-norm:8", "lr": 0.05}),
+    ("adab2n", {"model": "convnet:4-6", "lr": 0.05, "ids": "classes", "ada_from": 3, "ada": 5.0}),
     ("random-mask", {"model": "mlp:40-40", "sparsity": 0.5, "momentum": 0.9, "weight_decay": 0.01}),
 ]
 
@@ -67,8 +70,9 @@ def test_a_step_is_the_learners(name: str, settings: dict[str, Any]) -> None:
         assert any("body" in n for n in still)
 
 
-def test_late_labels_teach_a_bundle(tmp_path: Path) -> None:
-    learner: Any = dw.learner("finetune", SPEC, model="convnet:4-6", lr=0.05)
+@pytest.mark.parametrize("name", ["finetune", "adab2n"])
+def test_late_labels_teach_a_bundle(name: str, tmp_path: Path) -> None:
+    learner: Any = dw.learner(name, SPEC, model="convnet:4-6", lr=0.05)
     runner = Runner(dw.export(learner, SPEC, tmp_path / "bundle"))
     rows = [row(i) for i in range(8)]
     for batch in rows:
@@ -78,6 +82,8 @@ def test_late_labels_teach_a_bundle(tmp_path: Path) -> None:
         learner.learn(batch, learner.predict(batch))
     assert runner.label([3, 99], [0, 0]) == 0
     assert_allclose(runner.predict(rows[0].x), learner.predict(rows[0]).scores, atol=1e-4)
+    moved = {n: float(np.abs(v - runner.sets[2][n]).max()) for n, v in runner.state().items() if "running" in n}
+    assert min(moved.values()) > 1e-3, "norms answer by statistics that follow the rows"
     assert runner.counts["learnt"] == 8
 
 
@@ -85,6 +91,7 @@ def test_late_labels_teach_a_bundle(tmp_path: Path) -> None:
     ("name", "settings", "words"),
     [
         ("er", {"memory": 10}, "keeps rows to learn from again"),
+        ("adab2n", {"model": "convnet:4", "reference": True}, "reference=false"),
         ("migu", {"model": "mlp:8"}, "no form as a graph yet"),
     ],
 )
