@@ -99,11 +99,18 @@ class Active:
     def learnt(self, now: Rows) -> None:
         """All updates on the rows at hand are done; the place to keep rows for later."""
 
+    def rebuilt(self) -> None:
+        """Parameters or layers of the network were replaced by others; also once before the first step."""
+
     def grown(self, name: str, rows: int) -> None:
         """A parameter of the head got new rows (first axis)."""
 
     def telemetry(self) -> dict[str, float]:
         """Figures worth a column of the records, always the same keys."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values worth a line in the summary of a run."""
         return {}
 
     def state(self) -> State:
