@@ -27,6 +27,7 @@ from .run_data import RunData
 from .section import Compared, Section
 from .shifts_report import shifts_compared
 from .source_report import source_compared
+from .token_report import token_compared
 from .unlearning_report import forget_compared
 
 Array = NDArray[Any]
@@ -40,6 +41,7 @@ SECTIONS: tuple[Callable[[Compared], Section | None], ...] = (
     source_compared,
     calibration_compared,
     forget_compared,
+    token_compared,
     cost_compared,
 )
 """Sections that stand behind the table of results, in the order of the page; one that gives None is left out."""

@@ -26,6 +26,7 @@ from .section import Section
 from .shifts_report import shift_figure, shifts_section
 from .source_report import source_section
 from .telemetry_plots import telemetry_plots
+from .token_report import overlap_section, token_section
 from .unlearning_report import forget_section
 
 __all__ = ["RunData", "baselines", "read_run", "render_comparison", "render_run", "standing", "verdict"]
@@ -50,6 +51,8 @@ SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
     source_section,
     calibration_section,
     forget_section,
+    token_section,
+    overlap_section,
     cost_section,
 )
 """Sections that stand behind the scores over time, in the order of the page; one that gives None is left out."""
