@@ -39,12 +39,12 @@ DRIFT = (
     "its own. Tokens that all experiences share may rightly move. The stream knows which is which; learners do not."
 )
 OVERLAP = (
-    "Of the rows of weights that were active in the task on the left, the share that was active in the task above too, "
+    "Of the rows of weights that were active most often in one task, the share that is among those of the other too, "
     "mean over layers."
 )
 SIDE_BY_SIDE = (
     "In per cent. Own, ambiguous, shared: what routing gives, for such tokens of held-out rows of old experiences, to "
-    "banks that came after their own, at the end; drift, where tokens are the experience’s own. New in training: tokens "
+    "banks that came after their own, at the end; drift, where tokens are their own. New in training: tokens "
     "that the router took for new, from the second experience on. Rows in common: active rows of weights, of two tasks."
 )
 
@@ -65,11 +65,10 @@ def token_section(run: RunData) -> Section | None:
 
 def overlap_section(run: RunData) -> Section | None:
     """Which rows of weights the tasks share; None where the learner does not tell, or knows one task only."""
-    found = _facts(run, "rows")
-    overlap = _matrix(found.get("overlap") or [])
-    if len(overlap) < 2:
+    expected, overlap = _facts(run, "rows").get("expected"), _overlap(run)
+    apart = _apart(overlap)
+    if apart is None:
         return None
-    apart, expected = _apart(overlap), found.get("expected")
     drawn = overlap_plot(overlap, names_of(run, len(overlap)), prefix="overlap")
     words = f"Two tasks have {show.percent(apart)} of their active rows in common"
     words += f"; rows drawn independently would have {show.percent(expected)}." if show.is_number(expected) else "."
@@ -89,7 +88,7 @@ def token_compared(runs: Compared) -> Section | None:
         0,
         [[v for r in found[n] if (v := _share_new(r)) is not None] for n in learners],
     )
-    shared = [[_apart(o) for r in found[n] if len(o := _overlap(r)) > 1] for n in learners]
+    shared = [[v for r in found[n] if (v := _apart(_overlap(r))) is not None] for n in learners]
     columns["rows in common"] = (-1, shared)
     columns = {head: (sign, values) for head, (sign, values) in columns.items() if any(values)}
     if not columns:
@@ -191,9 +190,10 @@ def _overlap(run: RunData) -> Floats:
     return _matrix(_facts(run, "rows").get("overlap") or [])
 
 
-def _apart(overlap: Floats) -> float:
-    """Mean over pairs of different tasks."""
-    return float(np.nanmean(overlap[~np.eye(len(overlap), dtype=bool)]))
+def _apart(overlap: Floats) -> float | None:
+    """Mean over pairs of different tasks; None where none is known."""
+    pairs = overlap[~np.eye(len(overlap), dtype=bool)]
+    return float(np.nanmean(pairs)) if np.isfinite(pairs).any() else None
 
 
 def _cells(values: Sequence[list[float]], sign: int) -> list[Cell]:
