@@ -9,7 +9,7 @@ Parameters keep the names of the model inside, with ``body.`` before them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .language_answers import Matcher, answer_lengths
 
@@ -199,8 +200,26 @@ class LanguageNetwork(nn.Module):
 
     def checkpoint(self) -> None:
         """From now on training keeps each block's input and computes the rest of it again for the backward pass."""
-        model: Any = self.body
-        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.context.repeats})
+        for block in _blocks(self.body):
+            block.forward = _Repeated(block.forward, block, self.context)
+
+
+class _Repeated:
+    """A block's forward function, run again for the backward pass instead of keeping what is in between."""
+
+    def __init__(self, run: Callable[..., Any], block: nn.Module, context: Context) -> None:
+        self.run, self.block, self.context = run, block, context
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if not (self.block.training and torch.is_grad_enabled()):
+            return self.run(*given, **named)
+        return checkpoint(self.run, *given, use_reentrant=False, context_fn=self.context.repeats, **named)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """What stands in the outermost lists of modules."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
 def by_length(x: Tensor, layout: Layout, tokens: int) -> Sequence[Tensor]:

@@ -12,6 +12,7 @@ stopped run goes on bit for bit).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -248,14 +249,16 @@ def _sizes(kind: str, sizes: str) -> tuple[int, int, int]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the progress bars and remarks of ``transformers``."""
+    """Without the progress bars and remarks of ``transformers``, and what it says to PEFT about its own future."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(before)
         if bars:
