@@ -26,6 +26,7 @@ _HOMES = {
     "adapt.learners.replay": "Finetune ER ERACE DERpp AGEM Joint",
     "adapt.learners.adab2n": "AdaB2N",
     "adapt.learners.migu": "MIGU",
+    "adapt.learners.dymoe": "DyMoE DyMoETag IncMoELoRA MoELoRA",
     "adapt.learners.lora": "LoRA IncLoRA OLoRA",
     "adapt.learners.regularisers": "EWC LwF",
     "adapt.learners.sparcl": "SparCL",

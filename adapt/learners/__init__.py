@@ -72,6 +72,8 @@ _EWC = "Kirkpatrick et al.: Overcoming catastrophic forgetting. PNAS 114(13), 20
 _MIGU = "Du et al.: Unlocking continual learning abilities in language models. Findings of EMNLP 2024, arXiv 2406.17245"
 _LORA = "Hu et al.: LoRA: low-rank adaptation of large language models. ICLR 2022"
 _OLORA = "Wang et al.: Orthogonal subspace learning for language model continual learning. Findings of EMNLP 2023"
+_DYMOE = "Zhao, Li, Lu, Gong: LLaVA-DyMoE. CVPR 2026, arXiv 2603.27481 (from digests and a port of its code)"
+_COIN = "Chen et al.: CoIN: a benchmark of continual instruction tuning for multimodal LLMs. NeurIPS 2024"
 _LWF = "Li, Hoiem: Learning without forgetting. ECCV 2016"
 _ADAB2N = "Lyu et al.: Overcoming recency bias of normalization statistics in continual learning. NeurIPS 2023"
 _SPARCL = "Wang et al.: SparCL: sparse continual learning on the edge. NeurIPS 2022"
@@ -124,6 +126,10 @@ LEARNERS: dict[str, Entry] = {
     "lora": _part("lora:LoRA", "the network frozen, adapters of low rank beside its linear layers learn", _LORA),
     "inc-lora": _part("lora:IncLoRA", "a new adapter for every experience, earlier ones frozen", _OLORA),
     "o-lora": _part("lora:OLoRA", "the same, new adapters orthogonal to earlier ones", _OLORA),
+    "moe-lora": _part("dymoe:MoELoRA", "a fixed bank of low-rank experts behind a dense router", _COIN),
+    "inc-moe-lora": _part("dymoe:IncMoELoRA", "a bank of experts for every experience, a cosine router", _DYMOE),
+    "dymoe-tag": _part("dymoe:DyMoETag", "the same, tokens guided to old or new experts in training", _DYMOE),
+    "dymoe": _part("dymoe:DyMoE", "the same with regularised routing scores", _DYMOE),
     "sparcl": _part("sparcl:SparCL", "masks of weights, rows and gradients that follow what each task needs", _SPARCL),
     "random-mask": _part("sparse_controls:RandomMask", "a fixed random mask: the control of sparcl"),
     "magnitude-mask": _part("sparse_controls:MagnitudeMask", "a fixed mask of the largest initial weights"),
