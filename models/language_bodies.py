@@ -70,8 +70,8 @@ class Causal:
     """One sequence: patches of the image where there is one, the prompt, the answer."""
 
     def __init__(self, body: nn.Module, layout: Layout, context: Context) -> None:
-        body_: Any = body
-        model: Any = body_.get_base_model() if hasattr(body_, "peft_config") else body_
+        outer: Any = body
+        model: Any = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
         self.inner, self.head = model.base_model, model.get_output_embeddings()
         self.config = model.config
         self.layout, self.context = layout, context

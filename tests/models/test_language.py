@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -189,8 +190,9 @@ def test_an_adapter_folder_trains_its_adapter_alone(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers under a name that will go
         peft: Any = get_peft_model(body, layers)
-    peft.peft_config["default"].base_model_name_or_path = "../base"
     peft.save_pretrained(tmp_path / "adapter")
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "../base"}))
     loaded = build_language(str(tmp_path / "adapter"), text(), 4)
     trained = [n for n, w in loaded.named_parameters() if w.requires_grad]
     assert len(trained) == 4
