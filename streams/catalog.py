@@ -273,11 +273,11 @@ def open_stream(name: str | Path, *, seed: int = 0, label: str | int | None = No
         build, kind = STREAMS[text].load()
         return build(read_params(kind, params, text), seed)
     if os.path.isdir(text):
-        from .text_folder import open_folder
+        from .text_folder import FolderParams, open_folder
 
         if label is not None:
             raise InputError(f"{text}: label is for files; a folder has answer_key")
-        return open_folder(text, read_params(stream_params(text), params, text), seed)
+        return open_folder(text, read_params(FolderParams, params, text), seed)
     if isinstance(name, Path) or _is_path(text):
         return open_file(text, label=label, params=read_params(FileParams, params, text))
     near = get_close_matches(text, STREAMS, n=3)

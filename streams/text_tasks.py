@@ -124,14 +124,14 @@ def text_stream(
         train = task.train.drawn(train_rows, np.random.default_rng([seed, TRAIN, k]))
         test = task.test.drawn(test_rows, np.random.default_rng([seed, TEST, k]))
         made.append(Task(task.name, rows(train), rows(test) if len(test) else None))
-    told = {"shape": None, "scenario": "domain", "epochs": epochs, "notes": notes}
-    stream = stream_of(made, name=name, classes=[*classes, OTHER], **told)
+    known = [*classes, OTHER]
+    stream = stream_of(made, name=name, classes=known, shape=None, scenario="domain", epochs=epochs, notes=notes)
     text = Text(layout.length, tokens.size, tokens.pad, tokens.eos, tokens.answers(classes), tokens.json)
     source = None
     if mix is not None:
         train, test = mix
-        known = tuple(sorted({codes[normalised(answer)] for answer in together(mix).answers}))
-        source = Source("broad mix", known, lambda: _arrays(rows(train)), lambda: _arrays(rows(test)))
+        theirs = tuple(sorted({codes[normalised(answer)] for answer in together(mix).answers}))
+        source = Source("broad mix", theirs, lambda: _arrays(rows(train)), lambda: _arrays(rows(test)))
     columns = token_columns(layout.length)
     spec = replace(stream.spec, columns=columns, target_name="answer", text=text, source=source)
     return BlockStream(spec, _RejectedFirst(ExperienceBlocks(made, epochs, 0.0, seed), rejected))

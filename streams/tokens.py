@@ -50,7 +50,7 @@ class Tokens:
         The three parts are encoded one by one, so that the cut falls on the text alone; no token marks begin or end.
         """
         fixed = sorted({part for p in prompts for part in (p.head, p.tail) if part})
-        known = {"": []} | dict(zip(fixed, self._encode(fixed)))
+        known: dict[str, list[int]] = {"": [], **dict(zip(fixed, self._encode(fixed)))}
         rows = np.full((len(prompts), length), self.pad, np.int32)
         for row, prompt, ids in zip(rows, prompts, self._encode([p.text for p in prompts])):
             head, tail = known[prompt.head], known[prompt.tail]
