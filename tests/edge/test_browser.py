@@ -13,6 +13,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,8 +64,13 @@ def installed_fixture(folder: Path) -> Path:
         pytest.skip("npm is not installed")
     try:
         subprocess.run(["npm", "ci"], cwd=folder, check=True, capture_output=True, timeout=120)
-    except (subprocess.SubprocessError, OSError) as fault:
-        pytest.skip(f"npm ci could not reach its registry: {fault}")
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm ci took too long")
+    except subprocess.CalledProcessError as fault:
+        told = fault.stderr.decode(errors="replace")
+        assert "EUSAGE" not in told, told  # the two files do not agree
+        assert "EINTEGRITY" not in told, told
+        pytest.skip(f"npm ci did not get its packages: {told[-200:]}")
     return folder
 
 
@@ -112,11 +118,11 @@ def chromium_fixture(tmp_path: Path) -> Iterator[Any]:
     yield show
     for process in running:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):  # what is left of its family
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
 
 
 class Copies:
@@ -161,6 +167,7 @@ def test_the_bundle_adapts_in_chromium_as_it_does_in_python(installed: Path, chr
     with Serving(installed) as serving:
         chromium(f"{serving.address}/check.html")
         said = serving.said.get(timeout=90)
+    assert "fault" not in said, said["fault"]
 
     copies = Copies(made)
     first, before = copies.walk(0)
