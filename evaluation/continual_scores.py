@@ -164,7 +164,7 @@ class Scores:
         return found | {
             "forgetting": forgetting,
             "forgetting_max": _mean([(_known(t.best) - t.latest) / t.rows for t in past]),
-            "bwt": None if forgetting is None else -forgetting,
+            "bwt": None if forgetting is None else 0.0 - forgetting,
             "learning_accuracy": _mean([(t.latest if t.end is None else t.end) / t.rows for t in tracks]),
             "aaa": self._anytime(),
             "gap_depth": _ratio(sum(fallen / rows for rows, fallen, *_ in gaps), sum(g[2] for g in gaps)),

@@ -80,7 +80,7 @@ def concat(
     if not streams:
         raise InputError("concat: no stream given")
     if not same_columns([s.spec for s in streams]):
-        raise InputError("concat: the streams differ in columns, target or shape")
+        raise InputError("concat: the streams differ in columns, target, shape or tokenizer")
     widths = _per_change(width, len(streams) - 1, "width")
     starts = (
         _default_positions(streams, widths) if position is None else _per_change(position, len(streams) - 1, "position")

@@ -151,4 +151,4 @@ def permutation(seed: int, rows: Array) -> Array:
 
 def same_columns(specs: Sequence[StreamSpec]) -> bool:
     """Whether the rows of several streams fit under one spec."""
-    return len({(s.columns, s.target, s.shape) for s in specs}) == 1
+    return len({(s.columns, s.target, s.shape, s.text and s.text.tokenizer) for s in specs}) == 1

@@ -56,6 +56,7 @@ def test_the_curve_after_its_first_and_second_experience() -> None:
     close(scored(CURVE[:3]).figures(), min_acc=None, wc_acc=0.9, acc=0.9, forgetting=None, bwt=None, gap_depth=None)
     close(scored(CURVE[:7]).figures(), min_acc=0.4, wc_acc=0.625, forgetting=0.1, gap_depth=0.5)
     close(scored(CURVE[:3]).figures(), mfn=0.9, maa=0.9)
+    assert str(scored([[5], [5, 0]]).figures()["bwt"]) == "0.0", "nothing lost is not minus nothing"
     close(scored(CURVE[:6]).figures(), mfn=0.75, maa=(0.9 + 0.75) / 2)
 
 

@@ -279,6 +279,16 @@ def test_numbers_that_are_no_tokens_are_refused() -> None:
     ]
 
 
+@pytest.mark.usefixtures("small")
+def test_streams_join_only_if_they_spell_alike() -> None:
+    first, same, other = (
+        dw.stream("text-cl", order="agnews", vocabulary=v, length=64, seed=s) for v, s in ((320, 0), (320, 1), (340, 0))
+    )
+    assert dw.concat(first, same).spec.text is first.spec.text
+    with pytest.raises(InputError, match="differ in columns, target, shape or tokenizer"):
+        dw.concat(first, other)
+
+
 def test_bad_values_and_a_broken_file_are_one_line(small: Path) -> None:
     for params, message in (
         ({"mix": 1.0}, "mix must be"),
