@@ -2,6 +2,7 @@
 
     format, driftway      version of this layout, and of the package that wrote it
     learner, settings     what was exported, for a person
+    weights               how those that stay are kept: float32, float16 or int8
     made                  versions of PyTorch and ONNX, opset
     stream                name, columns ({name, categories, open, missing}), classes (names in code order, or null)
     rows                  dtype of the rows as the graphs take them (float32 or float64)
@@ -10,9 +11,11 @@
                           reads and writes name state, input ``old.NAME`` and output ``new.NAME`` of the graph; answers
                           maps the other outputs to {dtype, shape} with null for the axis of rows
     state                 name -> {dtype, shape}; the values at export are in state.safetensors
-    guard                 histogram (share of each class among the source's answers, or null), window, looks, apart,
-                          share (of the source's effective number of classes, below which answers have collapsed), keep
-    files                 name -> {sha256, bytes} of every other file
+    guard                 every: steps from one look at the answers to the next, at which the state at export answers
+                          the same rows; window: rows that are judged together; share: answers have collapsed where
+                          their effective number of classes (exp of the entropy) is below so much of those others'
+    files                 name -> {sha256, bytes} of every other file; weights.bin, where it is there, holds weights
+                          that several graphs read (ONNX external data: a graph has the file's name, place and length)
     sha256                of this file without this line, keys sorted
 
 Nothing in it depends on the clock or the machine: the same learner makes the same bundle.
@@ -25,19 +28,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from ...streams import Array, StreamSpec
+from ...streams import StreamSpec
 from .steps import Steps
 
 FORMAT = 1
-MANIFEST, STATE, RUNNER = "bundle.json", "state.safetensors", "run.py"
-GUARD = {"window": 256, "looks": 3, "apart": 32, "share": 0.5, "keep": 3}
+MANIFEST, STATE, RUNNER, WEIGHTS = "bundle.json", "state.safetensors", "run.py", "weights.bin"
+GUARD = {"every": 8, "window": 32, "share": 0.7}
 
 
-def described(
-    steps: Steps, spec: StreamSpec, learner: Mapping[str, Any], answers: Mapping[str, Any], histogram: Array | None
-) -> dict[str, Any]:
+def described(steps: Steps, spec: StreamSpec, learner: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, Any]:
     """bundle.json without its files. learner: its name and settings. answers: per verb, as ``answers`` above."""
     import onnx
     import torch
@@ -58,7 +57,6 @@ def described(
         for name, verb in steps.verbs.items()
     }
     example = steps.verbs["predict"].rows(1, 0)["x"]
-    shares = None if histogram is None else [float(v) for v in histogram]
     return {
         "format": FORMAT,
         "driftway": __version__,
@@ -69,7 +67,7 @@ def described(
         "verbs": verbs,
         "state": {n: {"dtype": _dtype(t), "shape": list(t.shape)} for n, t in steps.state.items()},
         "facts": dict(steps.facts),
-        "guard": {"histogram": shares, **GUARD},
+        "guard": GUARD,
     }
 
 
@@ -86,10 +84,3 @@ def sealed(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
     whole = json.loads(json.dumps(whole, allow_nan=False))
     whole["sha256"] = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     return (json.dumps(whole, indent=1) + "\n").encode()
-
-
-def histogram_of(scores: Array) -> Array:
-    """The share of each class among answers, float64[C], from scores float[n, C]."""
-    counts = np.bincount(scores.argmax(1), minlength=scores.shape[1])
-    shares: Array = counts / counts.sum()
-    return shares

@@ -16,46 +16,55 @@ from typing import Any
 
 import numpy as np
 
-from ...streams import Array, Batch, InputError, StreamSpec
+from ...streams import Array, InputError, StreamSpec
 from ..learner import Learner
-from .bundle import MANIFEST, RUNNER, STATE, described, histogram_of, sealed
+from .bundle import MANIFEST, RUNNER, STATE, described, sealed
 
-ASKED = 2000
-"""Clean rows, at most, from which the source's histogram of answers is taken."""
+KEPT = ("float32", "float16", "int8")
+CALIBRATING = 256
 
 
-def export(learner: Learner, spec: StreamSpec, path: str | Path, *, name: str = "") -> Path:
+def export(learner: Learner, spec: StreamSpec, path: str | Path, *, name: str = "", weights: str = "float32") -> Path:
     """Write the learner, as it is now, to the folder ``path`` as an edge bundle; returns the path.
 
-    spec: of the rows that it will meet. name: of the learner, where it has one in the table. Raises ``InputError``, in
-    one line, where the folder has something in it, the extra ``export`` is missing, or the learner or a layer of its
-    model has no form as a graph; then nothing is written.
+    spec: of the rows that it will meet. name: of the learner, where it has one in the table. weights: how those that
+    stay are kept (``weights.py``): float32, float16, or int8, which is calibrated on the source's rows. Raises
+    ``InputError``, in one line, where the folder has something in it, the extra ``export`` is missing, or the learner
+    or a layer of its model has no form as a graph; then nothing is written.
     """
     from .steps import steps_of
     from .tracing import compare, traced
+    from .weights import apart, halve, quantised
 
     place = Path(path)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"--to {place}: there is something already; name a new folder")
+    if weights not in KEPT:
+        raise InputError(f"weights={weights}: there is {', '.join(KEPT)}")
+    rows = _calibrating(spec) if weights == "int8" else None
     steps = steps_of(learner)
-    files: dict[str, bytes] = {}
+    models: dict[str, Any] = {}
     answers: dict[str, Any] = {}
     for verb, what in steps.verbs.items():
         model = traced(verb, what, steps.state)
-        files[f"{verb}.onnx"] = model.SerializeToString(deterministic=True)
-        compare(verb, what, files[f"{verb}.onnx"], steps.state)
+        compare(verb, what, model.SerializeToString(deterministic=True), steps.state)
         answers[verb] = {n: _shape(model, n) for n in what.answers}
+        models[verb] = model if rows is None else quantised(verb, what, model, steps.state, rows)
+        if weights == "float16":
+            halve(model)
+    files = apart(models)
+    files |= {f"{verb}.onnx": model.SerializeToString(deterministic=True) for verb, model in models.items()}
     from safetensors.torch import save
 
     files[STATE] = save({n: t.contiguous() for n, t in steps.state.items()})
     files[RUNNER] = (Path(__file__).parent / "runner.py").read_bytes()
-    said = {"learner": name or type(learner).__name__, "settings": _settings(learner)}
-    manifest = described(steps, spec, said, answers, _histogram(learner, spec))
+    said = {"learner": name or type(learner).__name__, "settings": _settings(learner), "weights": weights}
+    manifest = described(steps, spec, said, answers)
     _write(place, {**files, MANIFEST: sealed(manifest, files)})
     return place
 
 
-def export_run(folder: Path, to: Path) -> Path:
+def export_run(folder: Path, to: Path, weights: str = "float32") -> Path:
     """The learner of a finished or paused run, as its newest checkpoint has it, as a bundle."""
     from ..config import resolve
     from ..folder import CONFIG
@@ -65,9 +74,17 @@ def export_run(folder: Path, to: Path) -> Path:
         raise InputError(f"{folder}: holds no run")
     run = Run(resolve({}, config=folder / CONFIG), folder, resume=True)
     try:
-        return export(run.learner, run.stream.spec, to, name=run.config.learner)
+        return export(run.learner, run.stream.spec, to, name=run.config.learner, weights=weights)
     finally:
         run.close()
+
+
+def _calibrating(spec: StreamSpec) -> Array:
+    """The source's first rows, float[n, d], from which the ranges of activations are taken."""
+    if spec.source is None:
+        raise InputError("int8 is calibrated on the source's rows, and this stream has no source: use float16")
+    rows: Array = np.asarray(spec.source.test()[0][:CALIBRATING])
+    return rows
 
 
 def _shape(model: Any, name: str) -> dict[str, Any]:
@@ -82,17 +99,6 @@ def _shape(model: Any, name: str) -> dict[str, Any]:
 def _settings(learner: Learner) -> dict[str, Any]:
     params = learner.params
     return asdict(params) if is_dataclass(params) and not isinstance(params, type) else {}
-
-
-def _histogram(learner: Learner, spec: StreamSpec) -> Array | None:
-    """Of the source's answers to clean rows; None where the stream has none or the learner no source."""
-    if spec.source is None:
-        return None
-    x = np.asarray(spec.source.test()[0][:ASKED], np.float64)
-    if not len(x):
-        return None
-    scores = learner.source_scores(Batch(np.arange(len(x)), x, 0.0))
-    return None if scores is None else histogram_of(scores)
 
 
 def _write(place: Path, files: Mapping[str, bytes]) -> None:

@@ -8,8 +8,8 @@ row; {"forget": [7]} takes learnt rows out; {"save": true} writes the state, as 
 ``runner = Runner(folder, state="adapted.safetensors")``, ``runner.adapt(x)``, ``runner.save("adapted.safetensors")``.
 
 The state lies in arrays that are made once: a step reads one set of them, writes the other, and nothing is copied. What
-it wrote counts only if all is finite; where the answers of a window fall into far fewer classes than the source's did,
-the last good state comes back. A saved state is written whole or not at all, and checked when it is read.
+it wrote counts only if all is finite; where the answers of a window fall into far fewer classes than those of the state
+at export to the same rows, the last good state comes back. A saved state is whole or not there, and checked when read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import json
 import math
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -31,8 +30,9 @@ import numpy as np
 import onnxruntime as ort
 
 FORMAT = 1
-SIZES = 16
-"""Bindings that are kept ready: two for every number of rows."""
+EXPORTED, GOOD = 2, 3
+BINDINGS = 32
+"""That are kept ready: up to four for every number of rows."""
 PENDING = 10_000
 """Rows that may wait for their label."""
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
@@ -53,8 +53,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise BundleError(f"{path} was altered: its sha256 differs")
         arrays = {}
         for name, about in header.items():
-            start, stop = about["data_offsets"]
-            flat = np.frombuffer(body[data + start : data + stop], KINDS[about["dtype"]])
+            size = math.prod(about["shape"])
+            flat = np.frombuffer(body, KINDS[about["dtype"]], size, data + about["data_offsets"][0])
             arrays[name] = flat.reshape(about["shape"]).copy()
         return arrays, {k: json.loads(v) for k, v in notes.items()}
     except (ValueError, KeyError, TypeError) as fault:
@@ -63,24 +63,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def write_tensors(path: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     """Written beside its place, brought to the disk, then renamed: a reader finds the old file or the new one."""
-    names = {np.dtype(v).str: k for k, v in KINDS.items()}
-    header: dict[str, Any] = {}
-    body = b""
+    names, header, body = {np.dtype(v).str: k for k, v in KINDS.items()}, {}, b""
     for name, array in arrays.items():
         place = [len(body), len(body) + array.nbytes]
-        header[name] = {"dtype": names[array.dtype.str], "shape": list(array.shape), "data_offsets": place}
+        header[name] = {"dtype": names[array.dtype.str], "shape": array.shape, "data_offsets": place}
         body += array.tobytes()
-    header["__metadata__"] = {k: json.dumps(v) for k, v in notes.items()}
-    header["__metadata__"]["sha256"] = hashlib.sha256(body).hexdigest()
-    text = json.dumps(header).encode()
+    said = {k: json.dumps(v) for k, v in notes.items()}
+    text = json.dumps({**header, "__metadata__": {**said, "sha256": hashlib.sha256(body).hexdigest()}}).encode()
     draft = path.with_name(f".{path.name}.draft")
     with draft.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text + body)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    if hasattr(os, "O_DIRECTORY"):  # so that the renaming is on the disk too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    if os.name == "posix":  # so that the renaming is on the disk too
+        folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
 
@@ -103,7 +100,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
 
 
 class Graph:
-    """One verb of a bundle. sets: the two sets of state arrays."""
+    """One verb of a bundle. sets: of state arrays, of which steps write the first two in turn (``Runner``)."""
 
     def __init__(self, file: Path, about: Mapping[str, Any], sets: Sequence[Mapping[str, Any]], threads: int) -> None:
         options = ort.SessionOptions()
@@ -114,61 +111,63 @@ class Graph:
         self.touched = list(dict.fromkeys([*about["reads"], *about["writes"]]))
         self.bound: dict[tuple[int, ...], tuple[Any, dict[str, Any], dict[str, Any]]] = {}
 
-    def run(self, rows: Mapping[str, Any], side: Mapping[str, int]) -> dict[str, Any]:
-        """The answers, valid until the next run; what the verb writes lies in the other set then."""
-        key = (len(rows["x"]), *[side[name] for name in self.touched])
+    def run(self, rows: Mapping[str, Any], side: Mapping[str, int], *, source: bool = False) -> dict[str, Any]:
+        """The answers, valid until the next run; what the verb writes lies in the other set then.
+
+        source: by the state at export.
+        """
+        key = (len(next(iter(rows.values()))), int(source), *[side[name] for name in self.touched])
         if key not in self.bound:
-            while len(self.bound) >= SIZES:
+            while len(self.bound) >= BINDINGS:
                 self.bound.pop(next(iter(self.bound)))
-            self.bound[key] = self._bind(rows, side)
+            self.bound[key] = self._bind(rows, side, source)
         binding, given, answers = self.bound[key]
         for name, array in rows.items():
             given[name][...] = array
         self.session.run_with_iobinding(binding)
         return answers
 
-    def _bind(self, rows: Mapping[str, Any], side: Mapping[str, int]) -> Any:
+    def _bind(self, rows: Mapping[str, Any], side: Mapping[str, int], source: bool) -> Any:
         given, answers = {name: np.zeros_like(array) for name, array in rows.items()}, {}
         for name, about in self.about["answers"].items():
-            answers[name] = np.zeros([len(rows["x"]) if s is None else s for s in about["shape"]], about["dtype"])
-        inputs = {**given, **{f"old.{name}": self.sets[side[name]][name] for name in self.about["reads"]}}
-        outputs = {**answers, **{f"new.{name}": self.sets[1 - side[name]][name] for name in self.about["writes"]}}
+            answers[name] = np.zeros([len(next(iter(rows.values()))) if s is None else s for s in about["shape"]], about["dtype"])
+        old = {f"old.{n}": self.sets[EXPORTED if source else side[n]][n] for n in self.about["reads"]}
+        new = {f"new.{n}": self.sets[1 - side[n]][n] for n in self.about["writes"]}
         binding = self.session.io_binding()
-        for name, array in inputs.items():
+        for name, array in {**given, **old}.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        for name, array in outputs.items():
+        for name, array in {**answers, **new}.items():
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
         return binding, given, answers
 
 
 class Guard:
-    """Looks at the last answers: whether they have collapsed into far fewer classes than the source's."""
+    """Tells whether the answers fall into far fewer classes than those of the state at export to the same rows."""
 
-    def __init__(self, limits: Mapping[str, Any]) -> None:
-        self.limits, self.usual = limits, limits["histogram"] and _effective(limits["histogram"])
-        self.answers: deque[int] = deque(maxlen=limits["window"])
-        self.unseen = self.strikes = 0
+    def __init__(self, limits: Mapping[str, Any], classes: int) -> None:
+        self.limits, self.counts = limits, np.zeros((2, classes), np.int64)
 
-    def look(self, answers: Sequence[int]) -> str:
-        """collapsed: after several signs in a row; good: after a whole window without one; else nothing."""
-        self.answers.extend(answers)
-        self.unseen += len(answers)
-        if not self.usual or self.unseen < self.limits["apart"] or len(self.answers) < self.limits["window"] // 4:
+    def look(self, answers: Any, source: Any) -> str:
+        """collapsed or good after a whole window of class codes, which then begins anew; else nothing."""
+        for counts, codes in zip(self.counts, (answers, source)):
+            np.add.at(counts, codes, 1)
+        if self.counts[0].sum() < self.limits["window"]:
             return ""
-        sign = _effective(np.bincount(self.answers)) < self.limits["share"] * self.usual
-        self.unseen, self.strikes = 0, self.strikes + 1 if sign else 0
-        whole = not sign and len(self.answers) == self.limits["window"]
-        said = "collapsed" if self.strikes >= self.limits["looks"] else "good" if whole else ""
-        if said:  # a window of its own for what comes now
-            self.answers.clear()
-            self.strikes = 0
-        return said
+        now, usual = (effective(counts) for counts in self.counts)
+        self.counts[:] = 0
+        return "collapsed" if now < self.limits["share"] * usual else "good"
 
 
-def _effective(counts: Any) -> float:
+def effective(counts: Any) -> float:
     """How many classes there are, as it were: exp of the entropy."""
-    p = np.array([c for c in counts if c]) / sum(counts)
+    p = counts[counts > 0] / counts.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def copy(of: Mapping[str, Any], to: Mapping[str, Any]) -> None:
+    """Into the arrays that are there, by name."""
+    for name, array in of.items():
+        to[name][...] = array
 
 
 def _finite(array: Any) -> bool:
@@ -186,18 +185,22 @@ class Runner:
         self.verbs, columns, self.dtype = self.about["verbs"], self.about["stream"]["columns"], self.about["rows"]
         self.width, self.classes = len(columns), self.verbs["predict"]["answers"]["scores"]["shape"][1]
         self.gaps = np.array([c["missing"] for c in columns]) & (self.dtype == "float64")
-        self.first, _ = read_tensors(self.folder / "state.safetensors")
-        self.sets = [{k: v.copy() for k, v in self.first.items()} for _ in range(2)]
-        self.side = dict.fromkeys(self.first, 0)
+        first, _ = read_tensors(self.folder / "state.safetensors")
+        self.sets = [{k: v.copy() for k, v in first.items()} for _ in range(4 if "adapt" in self.verbs else 2)]
+        self.sets += [{}] * (4 - len(self.sets))
+        """Two that steps read and write in turn, the state at export and the last good one, which adapting needs."""
+        self.side = dict.fromkeys(first, 0)
+        """Which of the first two holds what is true now, by name."""
         self.graphs: dict[str, Graph] = {}
-        self.guard = Guard(self.about["guard"])
-        self.good: deque[dict[str, Any]] = deque(maxlen=self.about["guard"]["keep"])
+        self.guard = Guard(self.about["guard"], self.classes)
+        self.trace: Any = None
+        """What learning needs of the moment of the last answer, by row, where ``predict`` gives it."""
         self.waiting: dict[int, Any] = {}
         self.learnt: dict[int, Any] = {}
         """Rows by id: those without a label yet; those with one, and its code behind, that can be forgotten."""
         self.counts = dict.fromkeys(("rows", "refused", "steps", "resets", "learnt", "forgotten", "rollbacks"), 0)
         self.cursor: dict[str, Any] = {}
-        self._ahead: dict[str, Any] | None = None
+        self._ahead: tuple[Any, dict[str, Any]] | None = None
         if state is not None and Path(state).exists():
             arrays, notes = read_tensors(Path(state))
             if notes.get("bundle") != self.about["sha256"]:
@@ -224,33 +227,31 @@ class Runner:
 
     def commit(self) -> None:
         """Let the step of ``ahead`` count, unless it broke something; look after the answers."""
-        answers, self._ahead = self._ahead, None
-        if answers is None or "adapt" not in self.verbs:
+        if self._ahead is None:
             return
+        (x, answers), self._ahead = self._ahead, None
         took, _, reset, _ = answers["outcome"].tolist()
         self.counts["steps"] += int(took)
         self.counts["resets"] += int(reset)
-        said = self.guard.look(answers["scores"].argmax(1).tolist()) if self._take("adapt") else "broken"
-        if said == "good":
-            self.good.append({k: v.copy() for k, v in self.state().items()})
-        elif said:
+        if not self._take("adapt"):
             self.counts["rollbacks"] += 1
-        if said == "collapsed":
-            self._put(self.good.pop() if self.good else self.first)
+        elif took and self.counts["steps"] % self.guard.limits["every"] == 0:
+            source = self._run("adapt", {"x": x}, source=True)
+            said = self.guard.look(answers["scores"].argmax(1), source["scores"].argmax(1))
+            if said == "collapsed":
+                self.counts["rollbacks"] += 1
+                copy(self.sets[GOOD], self.state())
+            if said:  # a good state is used once: if it goes wrong again, that at export is next
+                copy(self.state() if said == "good" else self.sets[EXPORTED], self.sets[GOOD])
 
     def _take(self, verb: str) -> bool:
         """Turn to what the verb wrote, if all of it is finite; else stay with what there was."""
         written, side = self.verbs[verb]["writes"], self.side
-        for name in written:
-            if not _finite(self.sets[1 - side[name]][name]):
-                return False
+        if not all(_finite(self.sets[1 - side[name]][name]) for name in written):
+            return False
         for name in written:
             side[name] = 1 - side[name]
         return True
-
-    def _put(self, state: Mapping[str, Any]) -> None:
-        for name, value in state.items():
-            self.sets[self.side[name]][name][...] = value
 
     def rows(self, x: Any) -> Any:
         """[n, d] in the bundle's type; ``BundleError`` for what are no rows of its stream."""
@@ -258,31 +259,33 @@ class Runner:
             rows = np.asarray(x, self.dtype)
         except (TypeError, ValueError):
             raise BundleError("rows must be numbers") from None
-        rows = rows if rows.ndim == 2 else rows[None] if rows.ndim == 1 else rows.reshape(len(rows), -1)
+        rows = rows[None] if rows.ndim == 1 else rows.reshape(len(rows), math.prod(rows.shape[1:]))
         if rows.shape[1] != self.width and len(rows):
             raise BundleError(f"a row has {rows.shape[1]} numbers, this bundle takes {self.width}")
         return rows
 
     def _scores(self, verb: str, x: Any) -> Any:
         scores = np.full((len(x), self.classes), np.nan, np.float32)
-        sound: Any = slice(None)
-        if not len(x) or not _finite(x):
-            sound = [bool((np.isfinite(row) | (np.isnan(row) & self.gaps)).all()) for row in x]
-        fit = x[sound] if len(x) else x
+        sound = np.isfinite(x)
+        sound = (sound | (np.isnan(x) & self.gaps)).all(1) if not sound.all() else slice(None)
+        fit = x[sound]
         answers = self._run(verb, {"x": fit}) if len(fit) else None
         if answers is not None:
             scores[sound] = answers["scores"]
+            if "trace" in answers:
+                self.trace = np.full((len(x), answers["trace"].shape[1]), np.nan, self.dtype)
+                self.trace[sound] = answers["trace"]
         if verb == "adapt":
-            self._ahead = answers
+            self._ahead = None if answers is None else (fit, answers)
         return scores
 
-    def _run(self, verb: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+    def _run(self, verb: str, rows: Mapping[str, Any], *, source: bool = False) -> dict[str, Any]:
         if verb not in self.graphs:
             if verb not in self.verbs:
                 raise BundleError(f"this bundle cannot {verb}; it can {', '.join(self.verbs)}")
             about = self.verbs[verb]
             self.graphs[verb] = Graph(self.folder / about["file"], about, self.sets, self.threads)
-        return self.graphs[verb].run(rows, self.side)
+        return self.graphs[verb].run(rows, self.side, source=source)
 
     def step(self, ids: Sequence[int], x: Any) -> Any:
         """``adapt`` on rows with ids, which are remembered until their labels come if labels teach this bundle."""
@@ -292,7 +295,8 @@ class Runner:
         self.counts["rows"] += len(x)
         self.counts["refused"] += int((~sound).sum())
         if "learn" in self.verbs:
-            self.waiting.update((int(i), row.copy()) for i, row, fit in zip(ids, x, sound) if fit)
+            kept = x if self.trace is None else self.trace
+            self.waiting.update((int(i), row.copy()) for i, row, fit in zip(ids, kept, sound) if fit)
             while len(self.waiting) > PENDING:
                 self.waiting.pop(next(iter(self.waiting)))
         return scores
@@ -301,7 +305,7 @@ class Runner:
         """Learn from late labels, class codes by row id; returns how many could be."""
         known = {int(i): int(c) for i, c in zip(ids, y) if int(i) in self.waiting and 0 <= c < self.classes}
         if known:
-            self.learn(np.stack([self.waiting[i] for i in known]), list(known.values()))
+            self._learn(np.stack([self.waiting[i] for i in known]), np.array(list(known.values())), "learn")
         for i, code in known.items():
             row = self.waiting.pop(i)
             if "forget" in self.verbs:
@@ -313,43 +317,50 @@ class Runner:
         x, codes = self.rows(x), np.asarray(y, np.int64)
         if codes.shape != (len(x),) or (codes < 0).any() or (codes >= self.classes).any():
             raise BundleError(f"labels must be one class code below {self.classes} for each row")
+        if "trace" in self.verbs["predict"]["answers"]:
+            self._scores("predict", x)
+            x = self.trace
+        self._learn(x, codes, verb)
+
+    def _learn(self, x: Any, codes: Any, verb: str) -> None:
+        """x: rows as the verb takes them, in their first input."""
+        if verb not in self.verbs:
+            raise BundleError(f"this bundle cannot {verb}; it can {', '.join(self.verbs)}")
+        name = self.verbs[verb]["rows"][0]
         at_once = 1 if verb in self.verbs and self.verbs[verb]["single"] else max(1, len(x))
         before = {k: v.copy() for k, v in self.state().items()} if len(x) > at_once else {}
         for i in range(0, len(x), at_once):
-            outcome = self._run(verb, {"x": x[i : i + at_once], "y": codes[i : i + at_once]})["outcome"]
+            outcome = self._run(verb, {name: x[i : i + at_once], "y": codes[i : i + at_once]})["outcome"]
             if not (outcome[0] and self._take(verb)):
-                self._put(before)
+                copy(before, self.state())
                 raise BundleError(f"refused to {verb}, nothing was changed: a row is not in the sums, or overflows")
         self.counts["learnt" if verb == "learn" else "forgotten"] += len(x)
 
     def forget(self, ids: Sequence[int]) -> None:
-        """Take learnt rows out again, all of them or none; good states of before go, for they hold them."""
+        """Take learnt rows out again, all of them or none; the good state of before goes, for it holds them."""
         if not ids or len(set(ids)) != len(ids) or not set(ids) <= set(self.learnt):
             raise BundleError("refused to forget, nothing was changed: a row was not learnt, or is named twice")
         rows = np.stack([self.learnt[i] for i in ids])
-        self.learn(rows[:, :-1], rows[:, -1].astype(np.int64), "forget")
-        self.good.clear()
+        self._learn(rows[:, :-1], rows[:, -1].astype(np.int64), "forget")
+        copy(self.sets[EXPORTED], self.sets[GOOD])
         for i in ids:
             del self.learnt[i]
 
     def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything that later answers depend on: arrays by reference, and plain values."""
         arrays = {f"state.{k}": v for k, v in self.state().items()}
-        arrays |= {f"good{i}.{k}": v for i, good in enumerate(self.good) for k, v in good.items()}
+        arrays |= {f"good.{k}": v for k, v in self.sets[GOOD].items()}
         for name, rows in (("waiting", self.waiting), ("learnt", self.learnt)):
             arrays[f"{name}.ids"] = np.array(list(rows), np.int64)
             arrays[f"{name}.x"] = np.array(list(rows.values()), self.dtype).reshape(len(rows), -1 if rows else 0)
-        guard = [list(self.guard.answers), self.guard.unseen, self.guard.strikes, len(self.good)]
-        notes = {"counts": self.counts, "cursor": self.cursor, "guard": guard, "bundle": self.about["sha256"]}
-        return arrays, notes
+        notes = {"counts": self.counts, "cursor": self.cursor, "bundle": self.about["sha256"]}
+        return arrays | {"guard": self.guard.counts}, notes
 
     def take(self, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Go on from what ``kept`` gave."""
-        self._put({name: arrays[f"state.{name}"] for name in self.side})
-        answers, self.guard.unseen, self.guard.strikes, good = notes["guard"]
-        self.guard.answers = deque(answers, self.guard.limits["window"])
-        self.good.clear()
-        self.good.extend({k: arrays[f"good{i}.{k}"].copy() for k in self.first} for i in range(good))
+        for part, state in (("state", self.state()), ("good", self.sets[GOOD])):
+            copy({name: arrays[f"{part}.{name}"] for name in state}, state)
+        self.guard.counts[...] = arrays["guard"]
         for name in ("waiting", "learnt"):
             setattr(self, name, dict(zip(arrays[f"{name}.ids"].tolist(), arrays[f"{name}.x"].copy())))
         self._ahead = None
@@ -374,13 +385,13 @@ def read(path: str, runner: Runner, label: str | None) -> Iterator[tuple[int, An
     """Rows of a file one by one: (id, numbers, class code or -1). label: the target's column in a CSV file."""
     if path.endswith(".npz"):
         with np.load(path) as found:
-            y = found["y"].tolist() if label and "y" in found else None
-            yield from ((i, row, -1 if y is None else int(y[i])) for i, row in enumerate(found["x"]))
+            y = found["y"] if label and "y" in found else np.full(len(found["x"]), -1)
+            yield from ((i, row, int(code)) for i, (row, code) in enumerate(zip(found["x"], y)))
         return
     columns = [(c["name"], c["categories"]) for c in runner.about["stream"]["columns"]]
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        for name in [name for name, _ in columns if name not in (rows.fieldnames or ())]:
+        for name in {name for name, _ in columns} - set(rows.fieldnames or ()):
             raise BundleError(f"{path}: there is no column {name!r}")
         for i, row in enumerate(rows):
             numbers = np.array([_number(row[name], categories) for name, categories in columns])
