@@ -33,6 +33,7 @@ from ..learner import State
 from .adapters import attach, freeze
 from .parts import Active, Rows
 from .sparse_net import MASKING
+from .token_probe import TokenProbe
 from .token_series import TokenSeries
 
 if TYPE_CHECKING:
@@ -254,6 +255,7 @@ class _Growing(_Experts):
 
     def __init__(self, learner: GradientLearner, values: DyMoE, routing: Routing, guidance: Guidance) -> None:
         super().__init__(learner, values, routing, guidance)
+        self.probe = TokenProbe(learner, self.layers, first=int(values.base_expert))
         if values.base_expert:
             self._grow()
         self._check(len(learner.spec.experiences) + values.base_expert)
@@ -280,6 +282,7 @@ class _Growing(_Experts):
 
     def boundary(self) -> None:
         self._check(self.banks + 1)
+        self.probe.ended(self.learner.task)
         self._grow()
         self.series.begin()
 
@@ -300,12 +303,16 @@ class _Growing(_Experts):
         terms += [] if balanced is None else [self.values.balance * balanced]
         return sum(terms[1:], terms[0]) if terms else None
 
+    def facts(self) -> dict[str, Any]:
+        return {"tokens": super().facts()["tokens"] | self.probe.facts(self.learner.task + 1)}
+
     def state(self) -> State:
-        return super().state() | {"banks": self.banks}
+        return super().state() | {"banks": self.banks, "drift": self.probe.state()}
 
     def load(self, state: State) -> None:
         for layer in self.layers.values():
             layer.resize(int(state["banks"]) - 1)
+        self.probe.load(state["drift"])
         super().load(state)
 
 
