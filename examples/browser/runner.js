@@ -1,12 +1,13 @@
 // Runs an edge bundle: answers rows and goes on adapting, with ONNX Runtime Web and nothing else. It is run.py of every
 // bundle once more, without its command line: what a verb wrote counts only if all of it is finite, and where the answers
-// of a window fall into far fewer classes than the source's did, the last good state comes back.
+// of a window fall into far fewer classes than those of the state at export to the same rows, the last good state comes back.
 
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs";
 
 ort.env.wasm.numThreads = 1; // more of them would need a page that is isolated from other origins
 
 const FORMAT = 1;
+const WEIGHTS = "weights.bin"; // those that several graphs share
 const ARRAYS = {
   float64: Float64Array, float32: Float32Array, float16: Uint16Array, int64: BigInt64Array, int32: Int32Array,
   int8: Int8Array, uint8: Uint8Array, bool: Uint8Array,
@@ -127,9 +128,7 @@ export class Runner {
   static async open(folder) {
     const { about, files } = await read(folder);
     const sessions = {};
-    const graphs = Object.values(about.verbs).map((verb) => verb.file);
-    const beside = Object.keys(files).filter((name) => !graphs.includes(name) && /\.(data|bin)$/.test(name));
-    const externalData = beside.map((path) => ({ path, data: files[path] }));
+    const externalData = WEIGHTS in files ? [{ path: WEIGHTS, data: files[WEIGHTS] }] : [];
     for (const [verb, { file }] of Object.entries(about.verbs)) {
       sessions[verb] = await ort.InferenceSession.create(files[file], { executionProviders: ["wasm"], externalData });
     }
@@ -144,15 +143,15 @@ export class Runner {
 
   /** Begin again with the state that was exported. Tensors are never written to, so references are enough to keep one. */
   reset() {
-    this.state = this.first;
-    this.good = [];
+    this.state = this.good = this.first;
     this.guard = new Guard(this.about.guard, this.about.verbs.predict.answers.scores.shape[1]);
     this.counts = { steps: 0, resets: 0, rollbacks: 0 };
   }
 
-  /** Back to the last good state, or to the one that was exported where there is none. */
+  /** Back to the last good state. It is used once: if it goes wrong again, that at export is next. */
   rollback() {
-    this.state = this.good.pop() ?? this.first;
+    this.state = this.good;
+    this.good = this.first;
     this.counts.rollbacks++;
   }
 
@@ -183,7 +182,7 @@ export class Runner {
   async look(rows, scores) {
     const source = this.scores(await this.run("adapt", rows, this.first));
     const said = this.guard.look(scores.map(argmax), source.map(argmax));
-    if (said === "good") this.good = [...this.good, this.state].slice(-this.about.guard.keep);
+    if (said === "good") this.good = this.state;
     if (said === "collapsed") this.rollback();
   }
 

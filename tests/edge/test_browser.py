@@ -166,7 +166,7 @@ def test_the_bundle_adapts_in_chromium_as_it_does_in_python(installed: Path, chr
     (installed / "check.html").write_text('<!doctype html><body><script type="module" src="check.js"></script>')
     with Serving(installed) as serving:
         chromium(f"{serving.address}/check.html")
-        said = serving.said.get(timeout=90)
+        said = serving.said.get(timeout=120)
     assert "fault" not in said, said["fault"]
 
     copies = Copies(made)
