@@ -52,8 +52,7 @@ class LoRALinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """Likewise."""
-        found: Tensor | None = self.base.bias
-        return found
+        return dict(self.base.named_parameters()).get("bias")
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)

@@ -79,7 +79,7 @@ CASES = [
     _network("migu", migu_select="random", optimizer="adamw", lr=0.01),
     _network("er+migu", memory=20, migu_mode="lazy", momentum=0.9, migu_layers="*", migu_bias=True),
     _network("lora", model="mlp:8-8", lora_rank=2, optimizer="adamw", lr=0.01),
-    _network("er+lora+migu", model="mlp:8-8", lora_rank=2, memory=20, momentum=0.9),
+    _network("er+lora+migu", model="mlp:8-8", lora_rank=2, lora_alpha=4.0, memory=20, momentum=0.9, lr=0.05),
     _network("inc-lora", model="mlp:8-8", lora_rank=2, lora_dropout=0.2),
     _network("o-lora", model="mlp:8-8", lora_rank=2, ortho_l2=0.1),
     _network("moe-lora", experts=3, expert_rank=2, expert_dropout=0.2, optimizer="adamw", lr=0.01),

@@ -139,7 +139,8 @@ class GradientLearner(Learner):
         """What the network last said of the rows at hand in training mode, float32[B, C] with its graph."""
         self._body_version = 0
         self._split = dict.fromkeys(("gradient_plasticity", "gradient_stability", "gradient_cosine"), 0.0)
-        self.techniques: list[Active] = [t.start(self) for t in techniques]
+        self.techniques: list[Active] = []
+        self.techniques = [t.start(self) for t in techniques]
         self.policy = policy.start(self)
         self.rebuilt()
 
@@ -166,8 +167,8 @@ class GradientLearner(Learner):
         p = self.params
         rule = p.optimizer if p.optimizer != "auto" else "sgd" if self.spec.text is None else "adamw"
         if rule == "sgd":
-            return SGD(p.lr or 0.1, p.momentum, p.weight_decay)
-        return AdamW(p.lr or 1e-3, weight_decay=p.weight_decay)
+            return SGD(p.lr or 0.1, p.momentum, p.weight_decay, seed=self.seed)
+        return AdamW(p.lr or 1e-3, weight_decay=p.weight_decay, seed=self.seed)
 
     @property
     def classes(self) -> int:
@@ -181,6 +182,8 @@ class GradientLearner(Learner):
         self._modules = list(self.net.modules())
         chosen = [n for n, w in self.weights.items() if w.requires_grad]
         self._trained = [n for n in chosen if not self.params.head_only or n.startswith("head.")]
+        for part in self.techniques:
+            part.rebuilt()
 
     # --- answers ------------------------------------------------------------------------------------------------
 

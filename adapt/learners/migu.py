@@ -19,24 +19,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ...models.kernels.inference_linear import PLAIN
 from ...models.kernels.row_choice import Choice, RowSlot, Together
 from ...models.kernels.row_sparse_linear import row_sparse_conv, row_sparse_linear
 from ...models.kernels.row_sparse_optimizer import FACTORS
-from ...models.optimisers import AdamW, Only, Optimiser, RowSet
+from ...models.language import Context
+from ...models.named import CONVOLUTIONS, is_transposed, linears, shortened
+from ...models.optimisers import AdamW, Entries, Only, Optimiser, RowSet
 from ...streams import InputError
 from ..learner import State
 from .parts import Active, Rows
+from .row_overlap import RowOverlap
 
 if TYPE_CHECKING:
     from .gradient import GradientLearner
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class MIGU:
     """What is summed over tokens: |output|, or |output| divided by the token's own sum."""
     migu_select: Literal["top", "random", "bottom"] = "top"
     """Rows of the largest score; the controls: rows drawn anew in every step, rows of the smallest score."""
-    migu_layers: str = "body.*"
-    """Names of linear and convolution layers, patterns with commas between; the head is called head."""
+    migu_layers: str = ""
+    """Linear and convolution layers by name, patterns with commas between, ! takes away; empty: the blocks of a
+    transformer, a body; the head of a network is called head."""
     migu_from: int = -1
     """First experience with masks; -1: 1 where the stream tells its boundaries, as in the authors' code, else 0."""
     migu_block_rows: int = 1
@@ -61,6 +63,8 @@ class MIGU:
     """Mask biases too."""
     migu_quantile: bool = False
     """Choose the rows at or above the score's quantile, as the authors' code does."""
+    migu_padding: bool = False
+    """Count padding as tokens, as the authors' code does."""
     refuses: ClassVar[Mapping[str, str]] = {
         "AGEM": "A-GEM projects whole gradients, and MIGU forms only part of one",
         "SparCL": "both say which weights of a layer an update may touch",
@@ -84,25 +88,30 @@ class MIGU:
 class MaskedLayer:
     """The forward function of a layer at work: plain, unless a training step has armed its slot.
 
-    It holds no more than the layer and the slot, so that a network can be copied with it.
+    layer: whose outputs are scored. Most often it is the layer whose weight is masked; the weight of lora_B is masked
+    by the outputs of the whole layer that it is part of. real: says which tokens are no padding. masks: whether rows
+    are to be masked, or looked at only. It holds no more than these, so that a network can be copied with it.
     """
 
-    def __init__(self, layer: nn.Module, slot: RowSlot, path: Literal["dense", "compact"]) -> None:
-        self.layer, self.slot = layer, slot
-        self.plain: Callable[[Tensor], Tensor] = layer.forward
+    def __init__(
+        self, layer: nn.Module, slot: RowSlot, path: Literal["dense", "compact"], real: Context | None = None
+    ) -> None:
+        self.layer, self.slot, self.real, self.masks = layer, slot, real, True
+        self.plain: Callable[..., Tensor] = layer.forward
         self.path: Literal["dense", "compact"] = path if _is_simple(layer) else "dense"
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer: Any = self.layer
         if self.slot.step is None or not (layer.training and torch.is_grad_enabled()):
-            return self.plain(x)
-        if self.path == "dense":
-            y = self.plain(x)
+            return self.plain(x, *args, **kwargs)
+        keep = None if self.real is None or x.dim() != 3 else self.real.valid(*x.shape[:2])
+        if self.path == "dense" or not self.masks:
+            y = self.plain(x, *args, **kwargs)
             seen = y.detach()
-            self.slot.see(seen.reshape(-1, seen.shape[-1]) if isinstance(layer, nn.Linear) else seen)
+            self.slot.see(seen if isinstance(layer, CONVOLUTIONS) else seen.reshape(-1, seen.shape[-1]), keep)
             return y
         if isinstance(layer, nn.Linear):
-            return row_sparse_linear(x, layer.weight, layer.bias, self.slot)
+            return row_sparse_linear(x, layer.weight, layer.bias, self.slot, keep=keep)
         geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         return row_sparse_conv(x, layer.weight, layer.bias, self.slot, **geometry)
 
@@ -116,13 +125,13 @@ class _MIGU(Active):
         self.first = values.migu_from if values.migu_from >= 0 else int(bounded)
         self.layers: dict[str, MaskedLayer] = {}
         self.last: dict[str, Tensor] = {}
+        self.overlap = RowOverlap(values.mask_ratio)
         self.share = 1.0
         self.not_finite: int | Tensor = 0
         self.together = Together()
-        self._wrap()
 
-    def _wrap(self) -> None:
-        """Give every chosen layer that has none a slot of its own (the head is made anew when it grows)."""
+    def rebuilt(self) -> None:
+        """Give every chosen layer that learns and has none a slot of its own (heads are made anew, adapters come)."""
         values, learner = self.values, self.learner
         if not values.mask_ratio:
             return
@@ -131,46 +140,87 @@ class _MIGU(Active):
         )
         whole = values.migu_mode == "reference" or learner.params.split_gradients
         factors = FACTORS if isinstance(learner.optimiser, AdamW) and not learner.params.clip else 0
-        names = layers_named(learner.net, values.migu_layers)
-        for number, (name, layer) in enumerate(names.items()):
-            if name not in self.layers or self.layers[name].layer is not layer:
+        real = None if values.migu_padding else getattr(learner.net, "context", None)
+        chosen = _chosen(learner, values.migu_layers)
+        if values.migu_mode == "lazy":
+            _check_lazy(chosen)
+        for number, (name, layer) in enumerate(chosen.items()):
+            owner, adapter, _ = name.partition(".lora_B")
+            scored = learner.net.get_submodule(owner) if adapter else layer
+            if name not in self.layers or self.layers[name].layer is not scored:
                 slot = RowSlot(choice, (learner.seed, number), factors, self.together)
-                self.layers[name] = MaskedLayer(layer, slot, "dense" if whole else "compact")
-                layer.forward = self.layers[name]
+                self.layers[name] = MaskedLayer(scored, slot, "dense" if whole else "compact", real)
+                scored.forward = self.layers[name]
 
     def grown(self, name: str, rows: int) -> None:
-        self._wrap()
         if name in self.last:
             old = self.last[name]
             self.last[name] = torch.cat([old, old.new_full((rows - len(old),), self.learner.updates - 1)])
 
+    def boundary(self) -> None:
+        self.overlap.updates = 0
+
     def before_forward(self, rows: Sequence[Rows]) -> None:
-        if self.learner.task >= self.first:
+        masks = self.learner.task >= self.first
+        if masks or self.overlap.due(self.learner.task):
             for layer in self.layers.values():
+                layer.masks = masks
                 layer.slot.arm(self.learner.updates)
 
     def gradients(self, grads: dict[str, Tensor | None], only: dict[str, Only]) -> None:
         active = rows = 0
-        for layer_name, layer in self.layers.items():
+        task, due = self.learner.task, self.overlap.due(self.learner.task)
+        for name, layer in self.layers.items():
             index, given = layer.slot.take()
             self.not_finite = self.not_finite + layer.slot.not_finite
             layer.slot.not_finite = 0
             if index is None:
                 continue
-            weight, bias = f"{layer_name}.weight", f"{layer_name}.bias"
-            active, rows = active + len(index), rows + len(self.learner.weights[weight])
-            for name in (weight, bias) if self.values.migu_bias else (weight,):
-                held = given if name == weight else None
-                if held is None and grads.get(name) is None:
-                    continue
-                if self.values.migu_mode == "reference":
-                    grads[name] = masked_gradient(grads[name], index)
-                    continue
-                if self.values.migu_mode == "lazy":
-                    self._wake(name, index)
-                grads[name], inputs = together(held, grads[name], index)
-                only[name] = RowSet(index, compact=True, inputs=inputs)
+            columns = is_transposed(layer.layer)
+            n = self.learner.weights[f"{name}.weight"].shape[int(columns)]
+            if due:
+                self.overlap.count(name, task, index, n)
+            if not layer.masks:
+                continue
+            active, rows = active + len(index), rows + n
+            if columns:
+                self._mask_columns(f"{name}.weight", index, grads, only)
+            else:
+                self._mask_rows(f"{name}.weight", index, given, grads, only)
+            if self.values.migu_bias:
+                self._mask_rows(f"{name}.bias", index, None, grads, only)
         self.share = active / rows if rows else 1.0
+        self.overlap.updates += 1
+
+    def _mask_rows(
+        self,
+        name: str,
+        index: Tensor,
+        given: Tensor | tuple[Tensor, Tensor] | None,
+        grads: dict[str, Tensor | None],
+        only: dict[str, Only],
+    ) -> None:
+        """Hold the update of a parameter to these rows. given: their gradient, as far as a slot has it."""
+        if given is None and grads.get(name) is None:
+            return
+        if self.values.migu_mode == "reference":
+            grads[name] = masked_gradient(grads[name], index)
+            return
+        if self.values.migu_mode == "lazy":
+            self._wake(name, index)
+        grads[name], inputs = together(given, grads[name], index)
+        only[name] = RowSet(index, compact=True, inputs=inputs)
+
+    def _mask_columns(self, name: str, index: Tensor, grads: dict[str, Tensor | None], only: dict[str, Only]) -> None:
+        """The same for a weight [d_in, d_out], whose columns are what others call rows."""
+        grad = grads.get(name)
+        if grad is None:
+            return
+        mask = torch.zeros(grad.shape[1], dtype=torch.bool, device=grad.device)
+        mask[index] = True
+        grads[name] = grad * mask
+        if self.values.migu_mode != "reference":
+            only[name] = Entries.where(mask.expand_as(grad))
 
     def _wake(self, name: str, index: Tensor) -> None:
         """Make up for the decay that rows missed since their last update."""
@@ -185,25 +235,37 @@ class _MIGU(Active):
     def telemetry(self) -> dict[str, float]:
         return {"active_rows": self.share, "rows_not_finite": float(self.not_finite)}
 
+    def facts(self) -> dict[str, Any]:
+        return self.overlap.facts()
+
     def state(self) -> State:
-        return {"last": dict(self.last), "share": self.share, "not_finite": int(self.not_finite)}
+        kept = {"last": dict(self.last), "share": self.share, "not_finite": int(self.not_finite)}
+        return kept | {"overlap": self.overlap.state()}
 
     def load(self, state: State) -> None:
         self.last = {name: tensor.clone().to(self.learner.device) for name, tensor in state["last"].items()}
         self.share, self.not_finite = float(state["share"]), int(state["not_finite"])
-        self._wrap()
+        self.overlap.load(state["overlap"], self.learner.device)
 
 
-def layers_named(net: nn.Module, patterns: str) -> dict[str, nn.Module]:
-    """Linear and convolution layers whose name matches one of the patterns (``body.*,head``), in their order."""
-    wanted = [pattern.strip() for pattern in patterns.split(",")]
-    there = {name: m for name, m in net.named_modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))}
-    found: dict[str, nn.Module] = {
-        name: m for name, m in there.items() if any(fnmatchcase(name, pattern) for pattern in wanted)
-    }
-    if not found:
-        raise InputError(f"migu_layers={patterns!r} names no linear or convolution layer: there are {', '.join(there)}")
-    return found
+def _chosen(learner: GradientLearner, patterns: str) -> dict[str, nn.Module]:
+    """The layers that match and learn. One whose weight belongs to an embedding, too, is left out."""
+    try:
+        found = linears(learner.net, patterns, convolutions=True)
+    except ValueError as fault:
+        raise InputError(f"migu_layers: {fault}") from None
+    learning = {n for n, weight in learner.weights.items() if weight.requires_grad}
+    chosen = {name: layer for name, layer in found.items() if f"{name}.weight" in learning}
+    if not chosen:
+        raise InputError(f"migu_layers: none of these learns: {shortened(found)}")
+    return chosen
+
+
+def _check_lazy(layers: Mapping[str, nn.Module]) -> None:
+    """``InputError`` where a weight's rows are not its layer's: what decay made of columns is not made up for."""
+    for name, layer in layers.items():
+        if is_transposed(layer):
+            raise InputError(f"migu_mode=lazy knows rows only, and {name} has its outputs in columns: take strict")
 
 
 def together(
@@ -248,8 +310,8 @@ def catch_up(optimiser: Optimiser, name: str, weight: Tensor, index: Tensor, mis
 
 
 def _is_simple(layer: nn.Module) -> bool:
-    """Whether the compact path knows the layer: no groups, zeros beyond the edge."""
-    if isinstance(layer, nn.Linear):
-        return True
-    assert isinstance(layer, CONVOLUTIONS)
+    """Whether the compact path knows the layer: a plain linear one; a convolution without groups, zeros beyond the
+    edge."""
+    if not isinstance(layer, CONVOLUTIONS):
+        return type(layer) in PLAIN
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)

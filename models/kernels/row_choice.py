@@ -27,14 +27,16 @@ def active_count(rows: int, ratio: float) -> int:
     return max(1, rows - int(ratio * rows + 1e-9))
 
 
-def row_score(y: Tensor, kind: Literal["sum_abs", "token_l1"] = "sum_abs") -> Tensor:
+def row_score(y: Tensor, kind: Literal["sum_abs", "token_l1"] = "sum_abs", keep: Tensor | None = None) -> Tensor:
     """One number per row, float[d], from outputs [n, d] of a linear layer or [n, d, *positions] of a convolution.
 
     sum_abs: sum over tokens of |y| (dividing by their number or by the L1 norm of the score changes no order).
     token_l1: every token's |y| divided by its own sum first, so that loud tokens do not count more.
-    Sums of short floats are kept in float32.
+    Sums of short floats are kept in float32. keep: bool, n of them; tokens that do not count are False (padding).
     """
     size = y.detach().abs()
+    if keep is not None:
+        size = size * keep.reshape(-1, *[1] * (y.dim() - 1))
     long = torch.float32 if size.dtype in (torch.float16, torch.bfloat16) else size.dtype
     if kind == "token_l1":
         size = size.to(long) / size.sum(1, keepdim=True, dtype=long).clamp_min(torch.finfo(long).tiny)
@@ -45,6 +47,11 @@ def quantile_rows(score: Tensor, ratio: float) -> Tensor:
     """The rows at or above the ``ratio`` quantile of the score, as MIGU's code has it: all rows of a tie."""
     values = score.numpy(force=True)
     return torch.from_numpy(np.flatnonzero(values >= np.quantile(values, ratio))).to(score.device)
+
+
+def repeated() -> bool:
+    """Whether this forward pass runs within a backward pass: activation checkpointing repeats one that was seen."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +185,15 @@ class RowSlot:
         """Where a gradient of k rows is to be written, if that is fixed."""
         return self.held if self._given is None and self.held is not None and len(self.held) == k else None
 
-    def see(self, y: Tensor) -> None:
-        """Add the outputs of a forward pass to the score."""
-        self.add(row_score(y, self.choice.score))
+    def see(self, y: Tensor, keep: Tensor | None = None) -> None:
+        """Add the outputs of a forward pass to the score. keep: see ``row_score``."""
+        if not repeated():
+            self.add(row_score(y, self.choice.score, keep))
 
     def add(self, score: Tensor) -> None:
-        """Add the score of a forward pass."""
-        self.score = score if self.score is None else self.score + score
+        """Add the score of a forward pass, unless it repeats one."""
+        if not repeated():
+            self.score = score if self.score is None else self.score + score
 
     def rows(self) -> Tensor:
         """The active rows of this step.

@@ -40,16 +40,25 @@ def path_for(path: Path | None, x: Tensor) -> Path:
 
 
 def row_sparse_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, path: Path | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    slot: RowSlot,
+    path: Path | None = None,
+    keep: Tensor | None = None,
 ) -> Tensor:
-    """x weight^T + bias for x [..., d_in], weight [d_out, d_in]; the outputs are added to the slot's score."""
+    """x weight^T + bias for x [..., d_in], weight [d_out, d_in]; the outputs are added to the slot's score.
+
+    keep: bool[...], the tokens that count in it; None for all.
+    """
     if path == "dense":
         y = F.linear(x, weight, bias)
-        slot.see(y.detach().reshape(-1, len(weight)))
+        slot.see(y.detach().reshape(-1, len(weight)), keep)
         return y
+    x, weight, bias = _as_autocast(x, weight, bias)
     if torch.compiler.is_compiling():
-        return _compiled(x, weight, bias, slot)
-    out: Tensor = _RowLinear.apply(x, weight, bias, slot, path)
+        return _compiled(x, weight, bias, slot, keep)
+    out: Tensor = _RowLinear.apply(x, weight, bias, slot, path, keep)
     return out
 
 
@@ -69,6 +78,8 @@ def row_sparse_conv(
     Of the paths only the score differs: both products are the library's.
     """
     geometry = (list(stride), list(padding), list(dilation), False, [0] * len(stride), 1)
+    if path != "dense":
+        x, weight, bias = _as_autocast(x, weight, bias)
     if path == "dense" or torch.compiler.is_compiling():
         y: Tensor = torch.ops.aten.convolution(x, weight if path == "dense" else weight.detach(), bias, *geometry)
         if path == "dense":
@@ -78,6 +89,14 @@ def row_sparse_conv(
         return _Tapped.apply(y, x, slot.first_rows(row_score(y, slot.choice.score)), tap, geometry)
     out: Tensor = _RowConv.apply(x, weight, bias, slot, geometry, path)
     return out
+
+
+def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All in the type of autocast, where it is on: what happens behind its back has to happen in one type."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    short = torch.get_autocast_dtype(x.device.type)
+    return x.to(short), weight.to(short), None if bias is None else bias.to(short)
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------
@@ -124,14 +143,22 @@ def conv_row_gradient(grad: Tensor, x: Tensor, index: Tensor, like: Tensor, geom
 
 class _RowLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, path: Path | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        slot: RowSlot,
+        path: Path | None,
+        keep: Tensor | None,
+    ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if slot.choice.score == "sum_abs":
+        if slot.choice.score == "sum_abs" and keep is None:
             y, score = scored_linear(rows, weight, bias, path)
             slot.add(score)
         else:
             y = F.linear(rows, weight, bias)
-            slot.see(y)
+            slot.see(y, keep)
         ctx.save_for_backward(rows, weight)
         ctx.slot, ctx.shape, ctx.path = slot, x.shape, path_for(path, x)
         return y.view(*x.shape[:-1], len(weight))
@@ -148,7 +175,7 @@ class _RowLinear(torch.autograd.Function):
             else:
                 ctx.slot.give(g.index_select(1, rows), x)
         dx = (g @ weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return dx, None, g.sum(0) if ctx.needs_input_grad[2] else None, None, None
+        return dx, None, g.sum(0) if ctx.needs_input_grad[2] else None, None, None, None
 
 
 class _RowConv(torch.autograd.Function):
@@ -180,11 +207,11 @@ class _RowConv(torch.autograd.Function):
 # --- compiled: operators, and a tap whose gradient is the compact one -------------------------------------------------
 
 
-def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot) -> Tensor:
+def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None, slot: RowSlot, keep: Tensor | None) -> Tensor:
     flat, tap = x.reshape(-1, x.shape[-1]), _tap(slot)
     y, score = torch.ops.driftway.row_sparse_linear(flat, weight.detach(), bias)
-    if slot.choice.score == "token_l1":
-        score = row_score(y, "token_l1")
+    if slot.choice.score == "token_l1" or keep is not None:
+        score = row_score(y, slot.choice.score, keep)
     y = _Tapped.apply(y, flat, slot.first_rows(score), tap, None)
     return y.view(*x.shape[:-1], len(weight))
 

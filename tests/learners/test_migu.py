@@ -10,6 +10,7 @@ import pytest
 import torch
 from driftway.adapt.learners.migu import catch_up, masked_gradient
 from driftway.adapt.learners.parts import Active, Rows
+from driftway.adapt.learners.row_overlap import RowOverlap
 from driftway.adapt.state import digest
 from driftway.models.networks import Network
 from driftway.models.optimisers import SGD, AdamW, Only, RowSet
@@ -298,3 +299,31 @@ def test_values_out_of_range(values: dict[str, Any]) -> None:
 def test_a_gem_is_refused(small_tasks: Any) -> None:
     with pytest.raises(dw.InputError, match="MIGU cannot be combined with AGEM: A-GEM projects whole gradients"):
         learner_for(small_tasks(2), [dw.MIGU()], replay=dw.AGEM(20))
+
+
+def test_overlap_of_the_rows_of_experiences() -> None:
+    """Counted by hand: layers of 4 rows, ratio .5, top sets {0, 1} and {1, 2}, and {0, 3} twice: (.5 + 1) / 2."""
+    overlap = RowOverlap(0.5)
+    for experience, rows in enumerate(([0, 1], [2, 1, 1])):
+        for row in rows:
+            overlap.count("a", experience, torch.tensor([row]), 4)
+        overlap.count("b", experience, torch.tensor([0, 3]), 4)
+    assert overlap.overlap() == [[1.0, 0.75], [0.75, 1.0]]
+    assert overlap.facts()["rows"] == {"layers": ["a", "b"], "overlap": overlap.overlap(), "expected": 0.5}
+    overlap.count("a", 3, torch.tensor([0]), 4)
+    assert overlap.overlap()[2] == [None] * 4
+    assert not overlap.due(32)
+
+
+def test_a_run_tells_the_overlap_of_all_its_experiences(small_tasks: Any, teach: Any) -> None:
+    """Of the first one too, which is watched and not masked."""
+    stream = dw.rebatch(small_tasks(3, 100), 10)
+    learner = teach(learner_for(stream, [dw.MIGU()]), list(stream))
+    rows = learner.facts()["rows"]
+    assert rows["layers"] == ["body.1", "body.3"]
+    shares = torch.tensor(rows["overlap"])
+    assert shares.shape == (3, 3)
+    assert shares.diagonal().eq(1).all()
+    assert shares.allclose(shares.t())
+    assert rows["expected"] == pytest.approx((10 / 32 + 5 / 16) / 2, abs=1e-4)
+    assert not learner_for(stream, [dw.MIGU(mask_ratio=0.0)]).facts()

@@ -112,3 +112,77 @@ def test_state_goes_round_and_grows() -> None:
     grow_slots(optimiser.slots, ["matrix"], 9)
     assert optimiser.slots["matrix"]["m"].shape == (9, 5)
     assert optimiser.slots["matrix"]["t"].dim() == 0
+
+
+SHORT = {name: RULES[name] for name in ("sgd", "momentum", "adamw")}
+
+
+def short(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("rule", SHORT)
+def test_bfloat16_weights_have_moments_of_float32_and_follow_the_long_ones(rule: str) -> None:
+    long, ours = weights(), short(weights())
+    exact, optimiser = RULES[rule][0](), RULES[rule][0]()
+    for step in range(5):
+        grads: Any = short(weights(seed=step + 1))
+        optimiser.step(ours, grads, {})
+        exact.step(long, {n: g.float() for n, g in grads.items()}, {})
+    for name, w in ours.items():
+        assert w.dtype is torch.bfloat16
+        assert_close(w.float(), long[name], rtol=0.02, atol=0.02)
+    for slot in optimiser.slots.values():
+        assert all(tensor.dtype is torch.float32 for tensor in slot.values())
+
+
+@pytest.mark.parametrize("rule", SHORT)
+@pytest.mark.parametrize("held", ["entries", "rows"])
+def test_what_an_update_may_not_touch_keeps_every_bit_of_bfloat16(rule: str, held: str) -> None:
+    """After dense updates too, whose counts are kept by rows."""
+    ours, optimiser = short(weights()), RULES[rule][0]()
+    mask = torch.zeros(6, 5, dtype=torch.bool)
+    mask[[1, 4]] = True
+    optimiser.step(ours, short(weights(seed=50)), {})  # type: ignore[arg-type]
+    before, slots = ours["matrix"].clone(), {k: t.clone() for k, t in optimiser.slots.get("matrix", {}).items()}
+    only: Any = Entries.where(mask) if held == "entries" else RowSet(torch.tensor([1, 4]))
+    for step in range(3):
+        optimiser.step(ours, short(weights(seed=step)), {"matrix": only})  # type: ignore[arg-type]
+    assert torch.equal(ours["matrix"][~mask].view(torch.int16), before[~mask].view(torch.int16))
+    assert (ours["matrix"][mask] != before[mask]).any()
+    for key in ("m", "v", "momentum"):
+        if key in slots:
+            assert torch.equal(optimiser.slots["matrix"][key][~mask], slots[key][~mask])
+
+
+@pytest.mark.parametrize("rule", [SGD, AdamW])
+@pytest.mark.parametrize("held", [None, "rows"])
+def test_small_steps_of_bfloat16_are_not_lost_on_the_mean(rule: Any, held: str | None) -> None:
+    """From 1 downwards bfloat16 has steps of 2^-8; 64 steps of 2^-12 are 2^-6, and rounded to nearest would be 0."""
+    params = {"w": torch.ones(256, 16, dtype=torch.bfloat16)}
+    optimiser = rule(2.0**-12, seed=1)
+    only: Any = {} if held is None else {"w": RowSet(torch.arange(0, 256, 2))}
+    for _ in range(64):
+        optimiser.step(params, {"w": torch.ones(256, 16, dtype=torch.bfloat16)}, only)
+    moved = 1 - params["w"].float()
+    if held:
+        assert not moved[1::2].any()
+    assert moved[::2].mean().item() == pytest.approx(2.0**-6, rel=0.05)
+    assert moved[::2].std() > 0
+
+
+def test_rounding_is_of_the_seed_the_name_and_the_update_alone() -> None:
+    found = []
+    for seed, name in ((1, "w"), (1, "w"), (2, "w"), (1, "v")):
+        params = {name: torch.ones(64, 8, dtype=torch.bfloat16)}
+        SGD(2.0**-10, seed=seed).step(params, {name: torch.ones(64, 8, dtype=torch.bfloat16)}, {})
+        found.append(params[name])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[3])
+
+
+def test_bfloat16_numbers_without_axes_are_rows_of_their_own() -> None:
+    params = {"w": torch.ones((), dtype=torch.bfloat16)}
+    AdamW(0.25).step(params, {"w": torch.ones((), dtype=torch.bfloat16)}, {})
+    assert params["w"].item() == pytest.approx(0.75, abs=0.01)
