@@ -52,6 +52,8 @@ def cannot(learner: Learner) -> str | None:
     """Why this learner's evaluation cannot be left to a worker; None where it can."""
     if os.name != "posix":
         return "a worker for evaluation needs memory and pipes as POSIX systems have them"
+    if learner.spec.text is not None:
+        return "answers to text are judged in the run's own process"
     if learner.predicting() is None:
         return "what it answers from is not a list of arrays of fixed shape"
     return None

@@ -86,6 +86,8 @@ def test_bad_lines_are_quarantined_as_their_task_begins(folder: Path, check_seek
 def test_a_run_tells_of_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(folder), "--learner", "majority", "--set", "length=32"]) == 0
     assert "5 quarantined" in capsys.readouterr().out
+    assert main(["run", str(folder), "--learner", "majority", "--evaluate-worker"]) == 2
+    assert "answers to text are judged in the run's own process" in capsys.readouterr().err
     assert main(["streams", str(folder)]) == 0
     assert "prompt_key" in capsys.readouterr().out
 
