@@ -75,6 +75,7 @@ CONTINUAL = (
     Column("MAA", ("continual", "maa"), show.hundredths, 1),
     Column("forgetting", ("continual", "forgetting"), show.hundredths, -1),
     Column("gap depth", ("continual", "gap_depth"), show.hundredths, -1),
+    Column("drift", ("facts", "tokens", "drifted"), show.hundredths, -1),
     Column("prequential", ("accuracy",), show.hundredths, 1),
 )
 SHIFTED = (
