@@ -32,8 +32,8 @@ VOCABULARY = 512
 """Token ids at most."""
 SOURCE, SIGNATURE = "descriptions", 20_260
 SOURCE_TEST = 400
-BROAD = len(FAMILIES)
-"""Number of the generator of the broad mix, behind those of the families."""
+BROAD = 61_000
+"""What the generator of the broad mix is seeded with, whatever the stream's seed: one model serves all seeds."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def vl_instruct(params: VlInstruct, seed: int) -> Stream:
     picture tells the answer: the best constant answer to a picture is right for a quarter of its questions (a half
     where the answer is yes or no), to a question likewise or less. spec.source describes single objects and cells
     ("red circle"), digits and characters by these words only. The tokenizer is trained on the questions and answers of
-    the descriptions and of the first experience. A class is an answer; the last one, "(another text)", has no row.
+    the descriptions and of the first experience. Neither it nor spec.source depends on the seed, so one pretrained
+    model serves all of them. A class is an answer; the last one, "(another text)", has no row.
     spec.notes["data"] tells whether characters were left out.
     """
     order, left_out = _order(params)
@@ -130,7 +131,7 @@ def _encoded(tokens: Tokens, question: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Draws rows: a pure function of the seed, the family, what they are for, and their number."""
+    """Draws rows: those of a family by the seed and what they are for, those of the broad mix by the latter alone."""
 
     tokens: Tokens
     length: int
@@ -141,7 +142,7 @@ class _Rows:
 
     def of(self, name: str, n: int, purpose: int) -> tuple[Array, Array, Array]:
         """x int32[n, d] and y int64[n] of a family, and what the patches show: int8[n, 16]."""
-        generator = self._generator(list(FAMILIES).index(name), purpose)
+        generator = np.random.default_rng([self.seed, purpose, list(FAMILIES).index(name), int(self.validation)])
         asked = ask(FAMILIES[name], n, self.pen, purpose == TEST, generator)
         x, y = self._packed(asked, generator)
         return x, y, np.where(asked.marks == NOTHING, NOTHING, self.pen.kind[asked.marks]).astype(np.int8)
@@ -153,7 +154,7 @@ class _Rows:
 
     def broad(self, n: int, purpose: int) -> tuple[Array, Array]:
         """x float32[n, d] and y int64[n] of the descriptions."""
-        generator = self._generator(BROAD, purpose)
+        generator = np.random.default_rng([BROAD, purpose])
         scenes, asked = [], []
         for _ in range(n):
             scene = Scene(self.pen, purpose == TEST, generator)
@@ -161,9 +162,6 @@ class _Rows:
             scenes.append(scene)
         x, y = self._packed(_gathered(scenes, asked), generator)
         return x.astype(np.float32), y
-
-    def _generator(self, family: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, purpose, family, int(self.validation)])
 
     def _packed(self, asked: Asked, generator: np.random.Generator) -> tuple[Array, Array]:
         prompts = self.tokens.rows([Prompt("", question) for question in asked.questions], self.length)

@@ -207,6 +207,9 @@ def test_the_broad_mix_gives_no_answers_away(drawn: Path) -> None:  # noqa: ARG0
     assert x.dtype == np.float32
     assert x.shape == (60, spec.n_features)
     np.testing.assert_array_equal(x, again)
+    other = dw.stream("vl-instruct", seed=5, validation=True, **SMALL).spec
+    np.testing.assert_array_equal(x, other.source.train()[0])
+    assert other.text.tokenizer == spec.text.tokenizer
     answers = [spec.classes[c] for c in y]
     assert set(answers) <= set(DESCRIBED)
     assert {spec.classes[c] for c in spec.source.classes} == set(DESCRIBED)
