@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .kernels.inference_linear import PLAIN
+from .kernels.product import frozen_linear, product
 from .named import sizes
 from .token_groups import TokenGroups, balance, cosine_scores, guided, routing, routing_score_terms, token_groups, unit
 
@@ -186,11 +188,19 @@ class ExpertLinear(nn.Module):
     # --- the layer ----------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
+        y = self.beneath(x)
         tokens = x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             out = self._trained(tokens, self.shared.real(x), y.dtype) if self.training else self._plain(tokens, y.dtype)
         return y + out.view(y.shape)
+
+    def beneath(self, x: Tensor) -> Tensor:
+        """What the frozen layer says."""
+        base = self.base
+        if isinstance(base, nn.Linear) and type(base) in PLAIN and not torch.is_autocast_enabled(x.device.type):
+            return frozen_linear(x, base.weight, base.bias)
+        y: Tensor = base(x)
+        return y
 
     def scores(self, tokens: Tensor) -> Tensor:
         """float32[N, E] before any guidance, old experts first."""
@@ -206,14 +216,14 @@ class ExpertLinear(nn.Module):
         """The function of a layer that learns nothing just now; the bank as one, kept until a weight moves."""
         if torch.is_grad_enabled():
             w = self.weights(self.scores(tokens))
-            return self._experts(tokens.to(dtype), w, "both")
+            return self.mixed(tokens.to(dtype), w, "both")
         a, b, directions = self._whole(dtype)
         if self.routing.kind == "cosine":
             scores = cosine_scores(tokens, directions, None)
         else:
             scores = F.linear(tokens.float(), directions)
         w = (self.weights(scores) * self.scale).to(dtype)
-        return _weighted(tokens.to(dtype) @ a.t(), w).flatten(1) @ b
+        return product(_weighted(product(tokens.to(dtype), a.t()), w).flatten(1), b)
 
     def _trained(self, tokens: Tensor, real: Tensor | None, dtype: torch.dtype) -> Tensor:
         self._kept = None
@@ -221,7 +231,7 @@ class ExpertLinear(nn.Module):
         if not old:
             w = self.weights(scores)
             self._report(scores, w, None, real)
-            return self._experts(self._dropped(tokens, dtype), w, "both")
+            return self.mixed(self._dropped(tokens, dtype), w, "both")
         rules = self.guidance
         seen = scores.detach()
         groups = token_groups(seen[:, :old].amax(1), seen[:, old:].amax(1), rules.tau)
@@ -229,7 +239,7 @@ class ExpertLinear(nn.Module):
             given = guided(scores, old, groups.new, exclusive=False) if rules.tag else scores
             w = self.weights(given)
             self._report(scores, w, groups, real)
-            return self._experts(self._dropped(tokens, dtype), w, "both")
+            return self.mixed(self._dropped(tokens, dtype), w, "both")
         return self._sorted(tokens, scores, groups, real, dtype)
 
     def _sorted(
@@ -245,7 +255,7 @@ class ExpertLinear(nn.Module):
             ("old", (~new).nonzero()[:, 0], slice(0, old)),
         ):
             w = self.weights(scores.index_select(0, index)[:, columns])
-            parts.append(self._experts(x.index_select(0, index), w, bank))
+            parts.append(self.mixed(x.index_select(0, index), w, bank))
             order.append(index)
             if mass is not None:
                 mass[index, columns] = w.detach()
@@ -253,7 +263,7 @@ class ExpertLinear(nn.Module):
         out = x.new_empty(len(x), self.out_features)
         return out.index_copy(0, torch.cat(order), torch.cat(parts))
 
-    def _experts(self, x: Tensor, w: Tensor, bank: str) -> Tensor:
+    def mixed(self, x: Tensor, w: Tensor, bank: str) -> Tensor:
         """alpha / r_task [(x A^T) * w] B of the old bank, the new one, or both as one."""
         w = (w * self.scale).to(x.dtype)
         old = (None, None) if bank == "new" or self.banks == 1 else (self.old_a.to(x.dtype), self.old_b.to(x.dtype))
@@ -327,24 +337,24 @@ class _Experts(torch.autograd.Function):
         ctx: Any, x: Tensor, w: Tensor, old_a: Tensor | None, old_b: Tensor | None, *new: Tensor | None
     ) -> Tensor:
         a, b = _joined(old_a, new[0]), _joined(old_b, new[1])
-        h = x @ a.t()
+        h = product(x, a.t())
         ctx.save_for_backward(x, w, a, b, h)
         ctx.first = None if new[0] is None else len(a) - len(new[0])
-        return _weighted(h, w).flatten(1) @ b
+        return product(_weighted(h, w).flatten(1), b)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, w, a, b, h = ctx.saved_tensors
         (grad,) = grads
-        through = (grad @ b.t()).view(*w.shape, h.shape[1] // w.shape[1])
+        through = product(grad, b.t()).view(*w.shape, h.shape[1] // w.shape[1])
         of_w = (through * h.view(through.shape)).sum(2) if ctx.needs_input_grad[1] else None
         of_h = (through * w[:, :, None]).flatten(1)
-        of_x = of_h @ a if ctx.needs_input_grad[0] else None
+        of_x = product(of_h, a) if ctx.needs_input_grad[0] else None
         if ctx.first is None:
             return of_x, of_w, None, None, None, None
         first, experts = ctx.first, ctx.first // through.shape[2]
         weighted = _weighted(h[:, first:], w[:, experts:]).flatten(1)
-        return of_x, of_w, None, None, of_h[:, first:].t() @ x, weighted.t() @ grad
+        return of_x, of_w, None, None, product(of_h[:, first:].t(), x), product(weighted.t(), grad)
 
 
 def _weighted(h: Tensor, w: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernels.product import product
+
 TINY = 1e-12
 """Vectors shorter than this have no direction: their scores are 0, and no gradient flows through them [OUR CHOICE]."""
 NOT_SELECTED = -1e9
@@ -32,7 +34,7 @@ def cosine_scores(x: Tensor, old: Tensor, new: Tensor | None) -> Tensor:
     None: there are none.
     """
     if new is None:
-        return (x.float() @ old.t()).mul_(_inverse(x.float()))
+        return product(x.float(), old.t()).mul_(_inverse(x.float()))
     scores: Tensor = _Cosine.apply(x.float(), old, new.float())
     return scores
 
@@ -44,7 +46,7 @@ class _Cosine(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, old: Tensor, new: Tensor) -> Tensor:
         across, inverse = _inverse(x), _inverse(new)
         rows = torch.cat([old, new * inverse])
-        scores = (x @ rows.t()).mul_(across)
+        scores = product(x, rows.t()).mul_(across)
         ctx.save_for_backward(x, across, rows, inverse, scores)
         return scores
 
@@ -56,10 +58,10 @@ class _Cosine(torch.autograd.Function):
         of_x = of_new = None
         if ctx.needs_input_grad[0]:
             along = (grad * scores).sum(1, keepdim=True) * across * across
-            of_x = torch.addcmul(scaled @ rows, x, along, value=-1)
+            of_x = torch.addcmul(product(scaled, rows), x, along, value=-1)
         if ctx.needs_input_grad[2]:
             directions = rows[len(rows) - len(inverse) :]
-            moved = scaled[:, len(rows) - len(inverse) :].t() @ x
+            moved = product(scaled[:, len(rows) - len(inverse) :].t(), x)
             of_new = (moved - directions * (moved * directions).sum(1, keepdim=True)) * inverse
         return of_x, None, of_new
 

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "tta": ("tta:measure", "a step of test-time adaptation beside plain PyTorch loops"),
     "tta-compiled": ("tta:measure_compiled", "the same, compiled, for one row (minutes of compiling)"),
     "edge": ("edge:measure", "a step of an exported bundle beside PyTorch: time, memory, start (five minutes)"),
+    "dymoe": ("dymoe:measure", "a layer of experts that grow beside the loop over experts (two minutes)"),
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
     "centaur": ("centaur:measure", "a planner's answer with the gradient of the last frame in the background"),
     "centaur-study": ("centaur_study:measure", "driving under shift: centaur and its controls, five planners"),
@@ -43,6 +44,7 @@ SLOW = (
     "edge",
     "tta-compiled",
     "reloop2-table",
+    "dymoe",
 )
 """Run only when asked for by name."""
 
@@ -50,7 +52,7 @@ Row = dict[str, Any]
 """{bench, case, unit, ours, peer, peer_name, ratio, floor}; a ratio above 1 means that ours is better."""
 
 
-ON_DEVICES = ("kernels",)
+ON_DEVICES = ("kernels", "dymoe")
 """Those that measure another device than the CPU when asked to."""
 
 
