@@ -129,8 +129,9 @@ class Graph:
 
     def _bind(self, rows: Mapping[str, Any], side: Mapping[str, int], source: bool) -> Any:
         given, answers = {name: np.zeros_like(array) for name, array in rows.items()}, {}
+        n = len(next(iter(rows.values())))
         for name, about in self.about["answers"].items():
-            answers[name] = np.zeros([len(next(iter(rows.values()))) if s is None else s for s in about["shape"]], about["dtype"])
+            answers[name] = np.zeros([n if s is None else s for s in about["shape"]], about["dtype"])
         old = {f"old.{n}": self.sets[EXPORTED if source else side[n]][n] for n in self.about["reads"]}
         new = {f"new.{n}": self.sets[1 - side[n]][n] for n in self.about["writes"]}
         binding = self.session.io_binding()
@@ -189,6 +190,9 @@ class Runner:
         self.sets = [{k: v.copy() for k, v in first.items()} for _ in range(4 if "adapt" in self.verbs else 2)]
         self.sets += [{}] * (4 - len(self.sets))
         """Two that steps read and write in turn, the state at export and the last good one, which adapting needs."""
+        moves, taught = (self.verbs[v]["writes"] if v in self.verbs else () for v in ("adapt", "learn"))
+        self.moved = [n for n in moves if n not in taught]
+        """What a rollback takes back: what labels taught stays."""
         self.side = dict.fromkeys(first, 0)
         """Which of the first two holds what is true now, by name."""
         self.graphs: dict[str, Graph] = {}
@@ -240,7 +244,7 @@ class Runner:
             said = self.guard.look(answers["scores"].argmax(1), source["scores"].argmax(1))
             if said == "collapsed":
                 self.counts["rollbacks"] += 1
-                copy(self.sets[GOOD], self.state())
+                copy({n: self.sets[GOOD][n] for n in self.moved}, self.state())
             if said:  # a good state is used once: if it goes wrong again, that at export is next
                 copy(self.state() if said == "good" else self.sets[EXPORTED], self.sets[GOOD])
 

@@ -64,6 +64,8 @@ HOMES = {
     "TestTimeLearner": "test_time:steps",
     "ACU": "acu:steps",
     "GradientLearner": "gradient:steps",
+    "ReLoop2": "reloop2:steps",
+    "Platt": "platt:steps",
 }
 """Class of the learner -> ``module:function`` in this folder, which gives its ``Steps``."""
 
@@ -72,7 +74,7 @@ def steps_of(learner: Learner) -> Steps:
     """The verbs of a learner; ``CannotExport`` where there are none for it."""
     kind = type(learner).__name__
     if kind not in HOMES:
-        raise CannotExport(f"{kind} has no form as graphs; there is one for {', '.join(HOMES)}")
+        raise CannotExport(f"{kind} has no form as graphs; README, On a device, tells which learners have one")
     module, _, function = HOMES[kind].partition(":")
     found: Steps = getattr(importlib.import_module(f".{module}", __package__), function)(learner)
     return found

@@ -54,7 +54,8 @@ class Edge(Learner):
 
     def predict(self, batch: Batch) -> Prediction:
         scores = _scores(self.runner.ahead(batch.x))
-        self._said = Prediction(scores.argmax(1), scores)
+        trace = {} if self.runner.trace is None else {"trace": self.runner.trace.copy()}
+        self._said = Prediction(scores.argmax(1), scores, trace)
         return self._said
 
     def adapt(self, batch: Batch, prediction: Prediction) -> None:
@@ -71,11 +72,12 @@ class Edge(Learner):
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         if "learn" not in self.runner.verbs:
             return
-        batch = batch.rows(~np.isin(batch.ids, list(self._barred)))
+        free = ~np.isin(batch.ids, list(self._barred))
+        batch, prediction = batch.rows(free), prediction.rows(free)
         if not len(batch) or batch.y is None:
             return
         self._said = None
-        ids, rows = batch.ids.tolist(), self.runner.rows(batch.x)
+        ids, rows = batch.ids.tolist(), prediction.trace.get("trace", self.runner.rows(batch.x))
         self.runner.waiting.update((i, row.copy()) for i, row in zip(ids, rows))
         self.runner.label(ids, batch.y.tolist())
         self._changes += 1
