@@ -2,7 +2,7 @@
 
 A row is a prompt (and perhaps an image), a class is the text that answers it. Training is teacher forcing: the mean
 next-token cross-entropy over the answer's tokens, its end included. Asked, the model writes greedily, and what it wrote
-is compared with the answers as text: lower case, punctuation and white space at the ends and doubled left out.
+is compared with the answers as text: lower case, without punctuation and white space.
 
 Parameters keep the names of the model inside, with ``body.`` before them.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import string
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-_MARKS = re.compile(r"[^\w\s]|_")
+_STRIPPED = str.maketrans("", "", string.punctuation + string.whitespace)
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, words one space apart.
+    """Lower case, without ASCII punctuation and white space.
 
     >>> normalised(" Very  Positive. ")
-    'very positive'
+    'verypositive'
     """
-    return " ".join(_MARKS.sub(" ", text.lower()).split())
+    return text.lower().translate(_STRIPPED)
 
 
 def answer_lengths(answers: Array, eos: int) -> Array:

@@ -225,7 +225,7 @@ def test_written_tokens_are_matched_as_text() -> None:
     )
     assert matcher.classes(written).tolist() == [0, 1, 2, 2, 0, 3, 3, 3, 0]
     assert matcher.classes(written[:2, :2]).tolist() == [0, 1]
-    assert normalised(" Very GOOD!\n") == "very good"
+    assert normalised(" Very GOOD!\n") == "verygood"
     assert answer_lengths(ANSWERS, EOS).tolist() == [2, 2, 3]
 
 
