@@ -13,6 +13,7 @@ Medians of processor time, taken in turn (``floors.in_turn``). floor is our time
 
 that is a step whose forward pass and input gradient stay dense, whose weight gradient and update shrink to the active
 rows, and whose score, choice and gather are free. The narrow layer, 256x256, is there because little is gained on it.
+Whole blocks of transformers come after the single layers: ``row_sparse_blocks.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ...models.kernels.row_choice import Choice, RowSlot
 from ...models.kernels.row_sparse_linear import row_sparse_linear
 from ...models.kernels.row_sparse_optimizer import FACTORS
 from ...models.optimisers import AdamW, RowSet
-from . import Row, row
+from . import Row, row, row_sparse_blocks
 from .floors import Step, in_turn
 
 LAYERS = ((768, 3072), (4096, 1024), (256, 256))
@@ -33,6 +34,7 @@ BATCHES = (8, 32, 256)
 RATIOS = (0.05, 0.1, 0.3, 0.5)
 BLOCKS = (1, 16)
 LR, DECAY = 1e-3, 0.01
+ROUNDS = 5
 
 
 def layer(d_out: int, d_in: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -97,7 +99,7 @@ def cases(d_out: int, d_in: int, batch: int, ratio: float) -> list[Row]:
     shape = (d_out, d_in, batch)
     peers = [dense(*shape), dense(*shape, keep=ratio)]
     ours = [sparse(*shape, ratio, block) for block in BLOCKS]
-    plain, masked, *own, product, update = in_turn([*peers, *ours, *prunable(*shape)])
+    plain, masked, *own, product, update = in_turn([*peers, *ours, *prunable(*shape)], ROUNDS)
     limit = plain - (1 - ratio) * (product + update)
     rows = []
     for seconds, block in zip(own, BLOCKS):
@@ -109,16 +111,12 @@ def cases(d_out: int, d_in: int, batch: int, ratio: float) -> list[Row]:
 
 
 def measure() -> list[Row]:
-    """All layers, batches and ratios, on one thread."""
+    """All layers, batches and ratios, then blocks of transformers, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [
-            found
-            for d_out, d_in in LAYERS
-            for batch in BATCHES
-            for ratio in RATIOS
-            for found in cases(d_out, d_in, batch, ratio)
-        ]
+        shapes = [(*layer, batch) for layer in LAYERS for batch in BATCHES]
+        single = [found for shape in shapes for ratio in RATIOS for found in cases(*shape, ratio)]
+        return single + row_sparse_blocks.measure()
     finally:
         torch.set_num_threads(threads)

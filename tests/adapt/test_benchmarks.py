@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import pytest
 import torch
 from driftway.adapt import benchmarks
-from driftway.adapt.benchmarks import floors, loop, row_sparse, tta
+from driftway.adapt.benchmarks import floors, loop, row_sparse, row_sparse_blocks, tta
 from driftway.adapt.listing import show_bench
 from driftway.streams import InputError
 
@@ -37,14 +38,40 @@ def test_the_loop_is_measured_beside_its_peers(
 def test_row_sparse_steps_have_two_peers_and_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LAYERS": ((32, 16),), "BATCHES": (4, 20), "RATIOS": (0.3,)}.items():
         monkeypatch.setattr(row_sparse, name, value)
-    monkeypatch.setattr(floors, "ROUNDS", 2)
+    small_blocks(monkeypatch)
+    monkeypatch.setattr(row_sparse, "ROUNDS", 2)
     monkeypatch.setattr(floors, "ROUND_SECONDS", 0.0)
     rows = benchmarks.measure("row-sparse")
-    assert len({(row["case"], row["peer_name"]) for row in rows}) == len(rows) == 2 * 2 * 2
+    assert len({(row["case"], row["peer_name"]) for row in rows}) == len(rows) == 2 * 2 * 2 + 2 * 4 * 2
     for row in rows:
         assert row.keys() == KEYS
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
         assert isinstance(row["floor"], float)
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"WIDTH": 20, "HEADS": 2, "LENGTH": 4, "TOKENS": {8: 1}, "BLOCKS": {"llama": 30, "t5": 40}}
+    for name, value in small.items():
+        monkeypatch.setattr(row_sparse_blocks, name, value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_sparse_step_of_a_block_moves_the_active_rows_as_the_dense_step_does(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Moments are fresh, so the first step of AdamW on a row is the same in both."""
+    small_blocks(monkeypatch)
+    (begun, *_), made = row_sparse_blocks.case(kind, 8), row_sparse_blocks.case
+    steps: list[Any] = []
+    monkeypatch.setattr(row_sparse_blocks, "case", lambda *given: steps.append(made(*given)) or steps[-1])
+    row_sparse_blocks.dense(kind, 8)()
+    row_sparse_blocks.sparse(kind, 8, 0.7)()
+    (dense, layers, *_), (sparse, *_) = steps
+    for name in layers:
+        before, plain, ours = (block.get_parameter(f"{name}.weight") for block in (begun, dense, sparse))
+        moved = (ours != before).any(1)
+        assert moved.sum() == len(before) - int(0.7 * len(before) + 1e-9)
+        torch.testing.assert_close(ours[moved], plain[moved], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", tta.METHODS)
