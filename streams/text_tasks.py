@@ -106,6 +106,8 @@ def text_stream(
     """
     if layout.length < 8:
         raise InputError(f"{name}: length must be at least 8 tokens, not {layout.length}")
+    if train_rows < 0 or test_rows < 0:
+        raise InputError(f"{name}: train_rows and test_rows must be at least 0")
     tokens = _tokens(tasks[0].train, layout)
     parts = [part for task in tasks for part in (task.train, task.test)]
     spelled: dict[str, str] = {}

@@ -293,6 +293,7 @@ def test_bad_values_and_a_broken_file_are_one_line(small: Path) -> None:
     for params, message in (
         ({"mix": 1.0}, "mix must be"),
         ({"length": 7}, "length must be"),
+        ({"test_rows": -1}, "train_rows and test_rows must be at least 0"),
         ({"length": 12}, "leaves no room"),
         ({"tokenizer": "/nowhere"}, "no such file"),
     ):
