@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import string
+import re
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,20 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-_STRIPPED = str.maketrans("", "", string.punctuation + string.whitespace)
+_STRIPPED = re.compile(r"(?!(?<!\w)-(?=\.?\d))(?!(?<=\d)\.(?=\d))[\s!-/:-@\[-`{-~]")
+"""White space and ASCII punctuation, but for the sign and the point of a number."""
 
 
 def normalised(text: str) -> str:
-    """Lower case, without ASCII punctuation and white space.
+    """Lower case, without white space and ASCII punctuation (but for a number's own).
 
     >>> normalised(" Very  Positive. ")
     'verypositive'
+    >>> normalised("-1.5.")
+    '-1.5'
     """
-    return text.lower().translate(_STRIPPED)
+    text = text.strip().lower()
+    return _STRIPPED.sub("", text) or text
 
 
 def answer_lengths(answers: Array, eos: int) -> Array:

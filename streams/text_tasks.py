@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import string
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,7 +18,8 @@ from .tokens import Prompt, Tokens, read_tokens, trained_tokens
 
 OTHER = "(another text)"
 """The last class: whatever a model says that is none of the answers."""
-_STRIPPED = str.maketrans("", "", string.punctuation + string.whitespace)
+_STRIPPED = re.compile(r"(?!(?<!\w)-(?=\.?\d))(?!(?<=\d)\.(?=\d))[\s!-/:-@\[-`{-~]")
+"""White space and ASCII punctuation, but for the sign and the point of a number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,12 +72,13 @@ class Layout:
 
 
 def normalised(text: str) -> str:
-    """Text as answers are compared: lower case, without ASCII punctuation and white space.
+    """Text as answers are compared: lower case, without white space and ASCII punctuation (but for a number's own).
 
     >>> normalised(" Science or Technology.") == normalised("science or technology")
     True
     """
-    return text.lower().translate(_STRIPPED)
+    text = text.strip().lower()
+    return _STRIPPED.sub("", text) or text
 
 
 def together(parts: Sequence[Examples]) -> Examples:

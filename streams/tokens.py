@@ -37,23 +37,26 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """A tokenizer (``tokenizers.Tokenizer``), how many ids it has, and which of them are padding and the end."""
+    """A tokenizer (``tokenizers.Tokenizer``), how many ids it has, which of them are padding and the end, and those
+    that it puts before and behind a text."""
 
     tokenizer: Any
     size: int
     pad: int
     eos: int
+    before: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
 
     def rows(self, prompts: Sequence[Prompt], length: int) -> Array:
         """int32[n, length]: the prompts' tokens, ``pad`` behind them. Raises InputError where no token of a text fits.
 
-        The three parts are encoded one by one, so that the cut falls on the text alone; no token marks begin or end.
+        The three parts are encoded one by one, so that the cut falls on the text alone.
         """
         fixed = sorted({part for p in prompts for part in (p.head, p.tail) if part})
         known: dict[str, list[int]] = {"": [], **dict(zip(fixed, self._encode(fixed)))}
         rows = np.full((len(prompts), length), self.pad, np.int32)
         for row, prompt, ids in zip(rows, prompts, self._encode([p.text for p in prompts])):
-            head, tail = known[prompt.head], known[prompt.tail]
+            head, tail = [*self.before, *known[prompt.head]], [*known[prompt.tail], *self.behind]
             room = length - len(head) - len(tail)
             if room < min(1, len(ids)):
                 what = f"an instruction of {len(head) + len(tail)} tokens leaves no room for its text"
@@ -137,7 +140,11 @@ def _tokens(tokenizer: Any, pad: int, eos: int) -> Tokens:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # "<pad>" in a text is five letters, not a token
-    return Tokens(tokenizer, 1 + max(tokenizer.get_vocab(with_added_tokens=True).values()), pad, eos)
+    framed = tokenizer.encode("a", add_special_tokens=True)
+    inside = [i for i, special in enumerate(framed.special_tokens_mask) if not special]
+    before, behind = (framed.ids[: inside[0]], framed.ids[inside[-1] + 1 :]) if inside else ([], [])
+    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    return Tokens(tokenizer, size, pad, eos, tuple(before), tuple(behind))
 
 
 def _settings(path: Path) -> dict[str, str]:

@@ -142,6 +142,21 @@ def test_a_published_tokenizer_says_its_special_tokens(tmp_path: Path) -> None:
     assert (again.pad, again.eos) == (0, 2), "</s> by its name, and another special token for padding"
 
 
+def test_what_a_published_tokenizer_puts_around_a_text_is_never_cut(tmp_path: Path) -> None:
+    file = published(tmp_path, ["<s>", "</s>", "<pad>"]) / "tokenizer.json"
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer.save(str(file))
+    tokens = read_tokens(file)
+    (row,) = tokens.rows([Prompt("Q:", "a long text that is cut somewhere", " A:")], 12)
+    ids = row[row != tokens.pad].tolist()
+    assert (ids[0], ids[-1], len(ids)) == (0, 1, 12)
+    assert tokens.tokenizer.decode(ids[1:-1]).endswith(" A:")
+    assert 0 not in tokens.answers(["dog"])[0].tolist(), "an answer goes on where the prompt ends"
+
+
 def test_what_is_wrong_with_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_tokens(tmp_path)
@@ -164,6 +179,15 @@ def test_the_library_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_answers_are_compared_without_case_and_points() -> None:
     assert normalised(" Science, or\nTechnology! ") == "scienceortechnology"
     assert normalised("é?") == "é"
+    assert [normalised(t) for t in ("-1.", "1", "1.5", "15", "- 3", "a-3", "+")] == [
+        "-1",
+        "1",
+        "1.5",
+        "15",
+        "3",
+        "a3",
+        "+",
+    ]
 
 
 # --- text-cl ----------------------------------------------------------------------------------------------------------
