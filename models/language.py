@@ -88,7 +88,7 @@ class Context:
 @dataclass(slots=True)
 class Prompts:
     """Rows taken apart. ids: int64[B, L], padding behind each prompt; lengths: int64[B], at least 1; pixels:
-    float32[B, channels, height, width] in -1..1, or None."""
+    float32[B, channels, height, width], 0..255, or None."""
 
     ids: Tensor
     lengths: Tensor
@@ -103,7 +103,7 @@ class Prompts:
         longest = int(lengths.max()) if len(x) else 1
         pixels = None
         if layout.image is not None:
-            pixels = x[:, layout.length :].reshape(len(x), *layout.image) / 127.5 - 1
+            pixels = x[:, layout.length :].reshape(len(x), *layout.image)
         return cls(ids[:, :longest], lengths, pixels)
 
     def real(self, tokens: int, before: int = 0) -> Tensor:

@@ -118,13 +118,18 @@ class Causal:
         if prompts.pixels is not None:
             marks = ids.new_full((len(ids), before), self.config.image_token_id)
             ids = torch.cat([marks, ids], 1)
-            weight = self.head.weight
-            given["pixel_values"] = prompts.pixels.to(weight.dtype)
+            mean, std = (ids.new_tensor(values, dtype=torch.float32)[:, None, None] for values in self._moments())
+            given["pixel_values"] = ((prompts.pixels / 255 - mean) / std).to(self.head.weight.dtype)
         places = torch.arange(ids.shape[1], device=ids.device)
         self.context.set(places < (before + prompts.lengths + more)[:, None])
         out = self.inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **given)
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+    def _moments(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation of each channel that the vision tower expects of pixels in 0..1."""
+        half = [0.5] * 3
+        return getattr(self.config, "image_mean", half), getattr(self.config, "image_std", half)
 
     @property
     def _before(self) -> int:

@@ -181,8 +181,10 @@ def _loaded(folder: Path) -> Any:
 
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        from peft import PeftModel
-
+        try:
+            from peft import PeftModel
+        except ImportError:
+            raise ValueError(MISSING) from None
         base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
         model = _loaded(base if base.is_absolute() or base.is_dir() else folder / base)
         return _still(PeftModel.from_pretrained(model, str(folder), is_trainable=True))
@@ -197,6 +199,10 @@ def _loaded(folder: Path) -> Any:
         model = kind.from_pretrained(folder, config=config, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as fault:
         raise ValueError(f"model {folder} cannot be loaded: {str(fault).splitlines()[0]}") from None
+    seen_as = folder / "preprocessor_config.json"
+    if seen_as.is_file():
+        settings = json.loads(seen_as.read_text(encoding="utf-8"))
+        model.config.update({key: settings[key] for key in ("image_mean", "image_std") if key in settings})
     return _still(model)
 
 
@@ -233,8 +239,16 @@ def _check(body: Any, layout: Layout) -> None:
             f"model {name} knows {rows} tokens and the stream's tokenizer has {layout.vocabulary}: give the stream the "
             "model's own tokenizer (tokenizer=FOLDER)"
         )
-    if layout.image is not None and not hasattr(body.config, "vision_config"):
+    vision = getattr(body.config, "vision_config", None)
+    if layout.image is not None and vision is None:
         raise ValueError(f"model {name} does not look at images, and the rows of this stream have one: take llava")
+    if vision is not None and (layout.image or (0, 0, 0))[1:] != (vision.image_size, vision.image_size):
+        wanted = f"{vision.image_size} x {vision.image_size}"
+        raise ValueError(
+            f"model {name} looks at images of {wanted} pixels, and those of this stream are others, or none"
+        )
+    if vision is not None and vision.patch_size != layout.patch:
+        raise ValueError(f"model {name} cuts images at {vision.patch_size} pixels, this stream at {layout.patch}")
 
 
 def _sizes(kind: str, sizes: str) -> tuple[int, int, int]:

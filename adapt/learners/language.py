@@ -19,8 +19,8 @@ from ...models.networks import Network
 from ...streams import Array, InputError, StreamSpec
 from ..pretraining import Pretraining, pretrained
 
-TOKENS_AT_ONCE = 4096
-"""Prompt tokens of rows that are answered in one piece: more at once leave the processor's caches."""
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 1 << 16}
+"""Prompt tokens of rows that are answered in one piece: more at once leave a processor's caches."""
 REFUSED = {
     "ERACE": "it leaves classes out of the loss",
     "DERpp": "it keeps scores of classes",
@@ -68,7 +68,7 @@ def written_probe(net: LanguageNetwork, rows: Tensor, around: Callable[[], Any])
 
     around: what every pass goes on in (its precision).
     """
-    pieces = [(where, rows[where]) for where in by_length(rows, net.layout, TOKENS_AT_ONCE)]
+    pieces = [(where, rows[where]) for where in by_length(rows, net.layout, TOKENS_AT_ONCE[rows.device.type])]
     places = torch.cat([where for where, _ in pieces]) if pieces else torch.zeros(0, dtype=torch.int64)
 
     def score() -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,24 @@ class TestFamily:
         torch.testing.assert_close(again.eval()(x, y), net(x, y), atol=1e-6, rtol=0)
 
 
+def test_pixels_are_scaled_as_the_folder_says(tmp_path: Path) -> None:
+    net, (x, y) = net_of("llava:16-1-2"), rows("llava")
+    body: Any = net.body
+    body.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [0.5, 0.5, 0.5]}')
+    again = build_language(str(tmp_path), net.layout, 4).eval()
+    darker = x.clone()
+    darker[:, LENGTH:] -= 127.5
+    torch.testing.assert_close(again(darker, y), net(x, y), atol=1e-5, rtol=0)
+    assert not torch.allclose(again(x, y), net(x, y), atol=1e-4)
+
+
+def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"pip install driftway\[lm\]"):
+        build_language("t5", text(), 4)
+
+
 def test_layers_learn_which_tokens_are_real() -> None:
     """Also in the second run of a checkpointed block, when another pass has been in between."""
     net, (x, y) = net_of("llama:16-1-2").train(), rows("llama", 4)
@@ -213,6 +232,9 @@ def test_models_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
         build_language("t5:16-1", text(), 4)
     with pytest.raises(ValueError, match="hf download"):
         build_language("someone/some-model", text(), 4)
+    looks: Any = net_of("llava:16-1-2").body
+    with pytest.raises(ValueError, match="looks at images of 8 x 8 pixels"):
+        language_network(looks, text(), 4)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be loaded"):
         build_language(str(tmp_path), text(), 4)
