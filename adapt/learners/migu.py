@@ -3,16 +3,22 @@
 Du et al., Unlocking continual learning abilities in language models, EMNLP Findings 2024, arXiv 2406.17245.
 
 From the paper: the score (sum of |output| over a step's tokens, before any activation), k = rows - floor(ratio rows),
-one mask per layer and step, no memory and no labels. From the authors' code: no mask in the first experience
-(``migu_from``; a stream that tells no boundaries is masked from its first step on), clipping after the mask, bias
-included in the score and left out of the mask, the choice by a quantile (``migu_quantile``), and ``reference``: masked
+one mask per layer and step, no memory and no labels; of LoRA, A by the outputs of its rank and B by those of the whole
+layer that it belongs to. From the authors' code: no mask in the first experience (``migu_from``; a stream that tells no
+boundaries is masked from its first step on), clipping after the mask, bias included in the score and left out of the
+mask, the choice by a quantile (``migu_quantile``), padding that counts (``migu_padding``), and ``reference``: masked
 gradients go to an ordinary optimiser, whose momentum and weight decay keep moving masked rows.
 
 Ours: ``strict``, where a masked row keeps weight, moments and place under decay bit for bit, and every row counts its
 own updates; the weight gradient is then formed for the active rows alone and the optimiser touches only those.
 ``lazy``, which is strict but makes up for missed decay when a row wakes. Convolutions (the score is summed over
-positions), ``token_l1``, blocks, the controls ``random`` and ``bottom``. In a step whose score is not finite all rows
-are active, and that is counted. The authors' code masks the head too; here that takes ``migu_layers=body.*,head``.
+positions), ``token_l1``, blocks, the controls ``random`` and ``bottom``, tokens without padding. In a step whose score
+is not finite all rows are active, and that is counted. The authors' code masks the head too; here that takes
+``migu_layers=body.*,head``. A weight that an embedding shares is never masked.
+
+Layers are found by name in any network, LoRA of ours or of PEFT included, and only those that learn are masked. A batch
+that goes through the network in pieces has one mask, since all of them have been scored when the first gradient is
+formed; a pass that activation checkpointing repeats is not scored again.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .topk_rows import Layers, block_scores, topk_rows
+from .update_rules import working
 
 
 def active_count(rows: int, ratio: float) -> int:
@@ -229,13 +230,13 @@ class RowSlot:
             self.give_rows(torch.mm(grad.t(), inputs, out=self.room(grad.shape[1])))
 
     def give_rows(self, rows: Tensor) -> None:
-        """The gradient of the active rows, [k, ...]; it is added to what was given before."""
+        """The gradient of the active rows, [k, ...]; it is added to what was given before, in float32 at least."""
         if isinstance(self._given, tuple):
             self._given = self._given[0].t() @ self._given[1]
         room = self.room(len(rows))
         if room is not None and rows is not room:
             rows = room.copy_(rows)
-        self._given = rows if self._given is None else self._given + rows
+        self._given = rows if self._given is None else self._given.to(working(rows.dtype)) + rows
 
     def take(self) -> tuple[Tensor | None, Tensor | tuple[Tensor, Tensor] | None]:
         """(active rows, gradient of these rows or its two factors), None for what there was not; and start anew."""

@@ -33,6 +33,15 @@ def test_choices_by_hand() -> None:
     assert Choice(0.5, select="bottom").rows(score).tolist() == [0, 1]
 
 
+def test_what_is_no_token_does_not_count() -> None:
+    keep = torch.tensor([False, True])
+    assert row_score(OUTPUTS, keep=keep).tolist() == [3.0, 1.0, 2.0, 6.0]
+    assert torch.equal(row_score(OUTPUTS, "token_l1", keep), row_score(OUTPUTS[1:], "token_l1"))
+    slot = RowSlot(Choice(0.5))
+    slot.see(OUTPUTS, ~keep)
+    assert slot.rows().tolist() == [1, 2]
+
+
 def test_loud_silence_is_no_division_by_zero() -> None:
     assert row_score(torch.zeros(3, 4), "token_l1").tolist() == [0.0] * 4
 

@@ -201,6 +201,40 @@ def test_rows_do_not_depend_on_the_loss() -> None:
     assert chosen[0] == chosen[1]
 
 
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_autocast_is_that_of_the_plain_layer(layer: str) -> None:
+    """Weights of float32, passes in bfloat16, also those of the gradient, which come when autocast is over."""
+    shape, size = ((4, 6), (20, 6)) if layer == "linear" else ((2, 3, 6, 6), (8, 3, 3, 3))
+    x, weight, bias = random(*shape, seed=1, grad=True), random(*size, grad=True), random(size[0], seed=2, grad=True)
+    slot = RowSlot(Choice(0.7))
+    with torch.autocast("cpu", torch.bfloat16):
+        if layer == "linear":
+            y, plain = row_sparse_linear(x, weight, bias, slot), F.linear(x, weight, bias)
+        else:
+            way: Any = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+            y, plain = row_sparse_conv(x, weight, bias, slot, **way), F.conv2d(x, weight, bias, padding=1)
+    assert y.dtype is plain.dtype is torch.bfloat16
+    torch.testing.assert_close(y, plain)
+    nothing, *found = gradients(y, [weight, x, bias])
+    dense, *expected = gradients(plain, [weight, x, bias])
+    assert nothing is None
+    assert dense is not None
+    for a, b in zip(found, expected):
+        assert a is not None
+        assert a.dtype is torch.float32
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    index, rows = compact(slot)
+    torch.testing.assert_close(rows.float(), dense[index], rtol=0.02, atol=0.02)
+
+
+def test_sums_of_short_gradients_are_kept_long() -> None:
+    slot = RowSlot(Choice(0.5))
+    for value in (256.0, 1.0):
+        slot.give_rows(torch.full((1, 1), value, dtype=torch.bfloat16))
+    slot.add(torch.ones(2))
+    assert compact(slot)[1].item() == 257.0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(0, 5, 9), (1, 1, 1), (7, 33, 10), (20, 64, 3)])
 def test_steps_against_float64(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:

@@ -150,6 +150,19 @@ def test_controls_choose_other_rows_of_the_same_number(small_tasks: Any, teach: 
     assert learners[0].telemetry()["active_rows"] == (10 + 5) / (32 + 16)
 
 
+def test_the_mask_does_not_depend_on_labels(small_tasks: Any) -> None:
+    (batch,) = list(dw.rebatch(small_tasks(1, 10), 10))
+    masks = []
+    for y in (batch.y, 1 - batch.y):
+        learner = learner_for(small_tasks(1, 10), [dw.MIGU(migu_layers="*"), Watch()])
+        told = dw.Batch(batch.ids, batch.x, batch.time, y)
+        learner.learn(told, learner.predict(told))
+        watch: Any = learner.techniques[1]
+        masks.append({name: some.index.tolist() for name, some in watch.only.items()})
+    assert masks[0] == masks[1]
+    assert len(masks[0]) == 3
+
+
 def test_looking_changes_no_score(small_tasks: Any, teach: Any) -> None:
     """Passes in evaluation mode, in between and with gradients on, are no part of a step."""
     stream = dw.rebatch(small_tasks(2), 10)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from driftway.adapt.learners import migu
 from driftway.adapt.learners.parts import Active, Rows
+from driftway.adapt.state import digest
 from driftway.models.lora import LoRALinear
 from driftway.models.networks import Network
 from driftway.models.optimisers import Only, RowSet
@@ -186,6 +187,26 @@ def test_adapters_are_masked_by_rank_and_by_the_whole_output(words: Any, teach: 
         assert len(look.rows[f"{name}.lora_A.weight"]) == 3
         assert look.rows[f"{name}.lora_B.weight"] == look_base.rows[f"{name}.weight"]
     teach(learner, events[1:])
+
+
+@pytest.mark.parametrize("name", ["er+migu", "er+lora+migu", "inc-lora+migu", "o-lora+migu", "er+o-lora"])
+def test_company_on_a_language_stream(words: Any, teach: Any, name: str) -> None:
+    """Saved in the second task, loaded and continued."""
+    settings: dict[str, Any] = {"model": MODELS[1], **({"memory": 8} if "er+" in name else {})}
+    if "lora" in name:
+        settings |= {"lora_rank": 2, "lora_alpha": 4.0}
+    learner, other = (dw.learner(name, words[0], seed=1, **settings) for _ in range(2))
+    before = {n: w.detach().clone() for n, w in learner.weights.items()}
+    teach(learner, words[1][:4])
+    other.load(learner.state())
+    for each in (learner, other):
+        teach(each, words[1][4:])
+    assert digest(other.state()) == digest(learner.state())
+    moved = {n for n, w in before.items() if not torch.equal(learner.weights[n], w)}
+    assert moved
+    assert all("lora_" in n for n in moved) is ("lora" in name)
+    if "migu" in name:
+        assert len(learner.facts()["rows"]["overlap"]) == 2
 
 
 def test_the_order_of_the_parts_does_not_matter(words: Any, teach: Any) -> None:
