@@ -106,6 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
     export = command("export", _export, "write a run's learner as an edge bundle: ONNX graphs that go on adapting")
     export.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument("--to", type=Path, required=True, metavar="BUNDLE", help="a new folder")
+    export.add_argument(
+        "--weights", default="float32", metavar="float32|float16|int8", help="how those that stay are kept"
+    )
     report = command("report", _report, "rebuild report.html from the records of a run or comparison")
     report.add_argument("folder", type=Path, metavar="DIR")
     bench = command("bench", _bench, "measure against named peers")
@@ -383,8 +386,10 @@ def _forget(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from .edge.export import export_run
+    from .edge.footprint import table
 
-    print(export_run(options.folder, options.to))
+    made = export_run(options.folder, options.to, options.weights)
+    print(table(made), made, sep="\n")
     return DONE
 
 

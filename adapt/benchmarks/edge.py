@@ -37,6 +37,7 @@ from torch import Tensor
 from ...models.networks import Network, build
 from ...streams import Batch, Column, StreamSpec
 from ..edge.export import export
+from ..edge.footprint import STEPS, TELL, process
 from ..edge.runner import Runner
 from ..learners.test_time import TestTimeLearner
 from ..learners.test_time_recipes import Tent
@@ -47,19 +48,6 @@ MODELS = {"convnet:16-32": (1, 8, 8), "resnet18:20": (3, 32, 32), "resnet18:64":
 BATCHES, THREADS = (1, 16), (1, 2)
 ROUNDS, ROUND_SECONDS, PROCESSES = 9, 0.25, 3
 
-OURS = """
-import json, sys, time
-start = time.perf_counter()
-sys.path.insert(0, sys.argv[1])
-import run
-import numpy as np
-runner = run.Runner(sys.argv[1])
-x = np.random.default_rng(0).random((1, runner.width), np.float32)
-runner.adapt(x)
-first = time.perf_counter() - start
-for _ in range(30):
-    runner.adapt(x)
-"""
 PEER = """
 import json, sys, time, warnings
 start = time.perf_counter()
@@ -80,12 +68,8 @@ def step():
     optimiser.zero_grad()
 step()
 first = time.perf_counter() - start
-for _ in range(30):
+for _ in range(int(sys.argv[3])):
     step()
-"""
-TELL = """
-lines = open("/proc/self/status").read().split("VmHWM:")[1].split()
-print(json.dumps([int(lines[0]) / 1024, first]))
 """
 
 
@@ -209,9 +193,9 @@ def _processes(model: str, net: Network, shape: tuple[int, ...], bundle: Path) -
         warnings.simplefilter("ignore")  # TorchScript is on its way out; it is what loads without our code
         torch.jit.trace(net.train(), torch.rand(2, *shape), check_trace=False).save(str(file))
     net.eval()
-    mine = [_told(OURS + TELL, str(bundle)) for _ in range(PROCESSES)]
-    its = [_told(PEER + TELL, str(file), json.dumps([1, *shape])) for _ in range(PROCESSES)]
-    (our_memory, our_start), (its_memory, its_start) = ([median(v) for v in zip(*told)] for told in (mine, its))
+    mine = [process(bundle) for _ in range(PROCESSES)]
+    its = [_told(PEER + TELL, str(file), json.dumps([1, *shape]), str(STEPS)) for _ in range(PROCESSES)]
+    (our_memory, _, our_start), (its_memory, _, its_start) = ([median(v) for v in zip(*told)] for told in (mine, its))
     return [
         _line(f"{model} tent, 1 row, whole process", "MB resident", our_memory, its_memory, "PyTorch alone"),
         _line(f"{model} tent, import to first answer", "s", our_start, its_start, "PyTorch alone"),

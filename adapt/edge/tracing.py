@@ -49,7 +49,7 @@ def traced(name: str, verb: Verb, state: Mapping[str, Tensor]) -> onnx.ModelProt
     shapes = {"given": tuple([None if verb.single else {0: axis}] * len(rows) + [None] * len(given))}
     outputs = [*verb.answers, *(f"new.{n}" for n in verb.writes)]
     try:
-        with warnings.catch_warnings(), _quiet(), torch.no_grad():
+        with warnings.catch_warnings(), quiet(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -116,7 +116,7 @@ class _Positional(torch.nn.Module):
         return tuple(self.module(*given))
 
 
-class _quiet:
+class quiet:
     """PyTorch's exporter tells its progress by logging; a person wants a line when it fails."""
 
     def __enter__(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .bundle import WEIGHTS
 from .steps import CannotExport, Verb
+from .tracing import quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -101,7 +102,7 @@ def quantised(name: str, verb: Verb, model: onnx.ModelProto, state: Mapping[str,
         def get_next(self) -> dict[str, Any] | None:
             return next(self.left, None)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
         onnx.save(model, before)
         quantize_static(

@@ -49,15 +49,21 @@ def test_the_same_learner_makes_the_same_graph(bundle: Path, make: Any) -> None:
 
 
 def test_a_finished_run_is_exported_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["--set", "epochs=1", "--set", "model=convnet:2", "--set", "cache=false"]
+    settings = ["--set", "epochs=1", "--set", "model=convnet:6-8", "--set", "cache=false"]
     run = ["run", "digits-c", "--learner", "bn-adapt", "--batch", "4", "--limit", "12", "--out", str(tmp_path / "run")]
     assert main([*run, *settings]) == 0
-    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "bundle")]) == 0
-    assert capsys.readouterr().out.endswith(f"{tmp_path / 'bundle'}\n")
+    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "bundle"), "--weights", "int8"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(f"{tmp_path / 'bundle'}\n")
+    assert "predict.onnx" in said
+    assert "MB resident" in said
+    tensors = onnx.load(tmp_path / "bundle" / "predict.onnx").graph.initializer
+    assert onnx.TensorProto.INT8 in {t.data_type for t in tensors}
     about = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
-    assert (about["learner"], about["settings"]["model"], list(about["verbs"])) == (
+    assert (about["learner"], about["settings"]["model"], about["weights"], list(about["verbs"])) == (
         "bn-adapt",
-        "convnet:2",
+        "convnet:6-8",
+        "int8",
         ["predict"],
     )
     assert Runner(tmp_path / "bundle").adapt(np.ones((3, 64))).shape == (3, 10)
