@@ -115,7 +115,8 @@ class Step:
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.num_batches_tracked = None  # a count that nothing here follows
         self.optimiser, self.masks = learner.optimiser, masks
-        self.balance: Any = next((part for part in learner.techniques if _balances(part)), None)
+        parts: list[Any] = [part for part in learner.techniques if _balances(part)]
+        self.balance = parts[0] if parts else None
         still = () if self.balance is None else self.balance.names  # a row at a time is a group at a time
         self.weights = {n: learner.weights[n].detach().clone() for n in learner._trained if n not in still}
         statistics = {} if self.how.head_only else dict(learner.net.named_buffers())

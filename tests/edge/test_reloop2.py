@@ -145,7 +145,7 @@ def test_two_arrays_of_one_row_never_meet() -> None:
         ("reloop2:logistic", CLICKS, {"memory": "exact"}, "memory=sketch"),
         ("reloop2:logistic", CLICKS, {"base": "incremental"}, "base=frozen"),
         ("reloop2:logistic", CLICKS, {"code": "user"}, "values are not known"),
-        ("reloop2:hoeffding-tree", CLICKS, {}, "HoeffdingTree has no form as a graph inside another learner"),
+        ("reloop2:majority", CLICKS, {}, "Majority has no form as a graph inside another learner"),
         ("reloop2:din", CLICKS, {"user": "user", "item": "place"}, "histories of users move"),
         ("platt:logistic", CLICKS, {"base": "incremental"}, "base=frozen"),
     ],
