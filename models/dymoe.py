@@ -54,12 +54,13 @@ class Guidance:
 
 @dataclass(slots=True)
 class Found:
-    """What one layer found in one training pass.
+    """What one layer found in one training pass, as means over its real tokens.
 
-    shares: float[3], of new, old and ambiguous tokens. mass: float[banks], mean routing weight of each; None where it
-    was not asked for. rsr, balance: the mean terms with their graph, None where off.
+    tokens: how many there were, float[]. shares: float[3], of new, old and ambiguous tokens. mass: float[banks], mean
+    routing weight of each; None where it was not asked for. rsr, balance: the terms with their graph, None where off.
     """
 
+    tokens: Tensor
     shares: Tensor
     mass: Tensor | None = None
     rsr: Tensor | None = None
@@ -94,6 +95,28 @@ class Pass:
     def record(self, number: int, found: Found) -> None:
         if self.recording and not (self.context is not None and self.context.again):
             self.found.setdefault(number, []).append(found)
+
+
+def joined(found: list[Found]) -> Found:
+    """The passes of one layer as one: means over all their tokens (of ``balance``, a product of means, the mean)."""
+    if len(found) == 1:
+        return found[0]
+    tokens = torch.stack([each.tokens for each in found])
+    share = tokens / tokens.sum().clamp(min=1)
+
+    def mean(values: list[Tensor | None]) -> Tensor | None:
+        there = [value for value in values if value is not None]
+        return torch.tensordot(share, torch.stack(there), 1) if there else None
+
+    shares = mean([each.shares for each in found])
+    assert shares is not None
+    return Found(
+        tokens.sum(),
+        shares,
+        mean([each.mass for each in found]),
+        mean([each.rsr for each in found]),
+        mean([each.balance for each in found]),
+    )
 
 
 class ExpertLinear(nn.Module):
@@ -307,7 +330,7 @@ class ExpertLinear(nn.Module):
         else:
             new_tokens = groups.new
             shares = mean(torch.stack([groups.new, groups.old, groups.ambiguous], 1).float())
-        found = Found(shares)
+        found = Found(scores.new_tensor(len(scores)) if real is None else real.sum().to(scores.dtype), shares)
         if shared.watched and w is not None:
             found.mass = mean(w.detach()).view(-1, self.experts).sum(1)
         if shared.regularised and old:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...models.dymoe import ExpertLinear, Found, Guidance, Pass, Routing
+from ...models.dymoe import ExpertLinear, Found, Guidance, Pass, Routing, joined
 from ...streams import InputError
 from ..learner import State
 from .adapters import attach, freeze
@@ -192,37 +192,28 @@ class _Experts(Active):
         self._freeze()
 
     def before_forward(self, rows: Sequence[Rows]) -> None:
+        """Layers report of passes with rows at hand (A-GEM's pass over its memory has a graph of its own)."""
         shared, update = self.shared, self.learner.updates
         if shared.step != update:
             shared.found.clear()
-        shared.step, shared.recording = update, True
+        shared.step, shared.recording = update, any(part.current for part in rows)
         shared.watched = self.series.due(update)
 
     def penalty(self, now: Rows) -> Tensor | None:
-        found = self._taken()
+        self.shared.recording = False
+        found = [joined(each) for _, each in sorted(self.shared.found.items())]
+        self.shared.found.clear()
         if not found:
             return None
-        shares = torch.stack([torch.stack([f.shares for f in each]).mean(0) for each in found])
-        regularised, balanced = (
-            _mean([f.rsr for each in found for f in each]),
-            _mean([f.balance for each in found for f in each]),
-        )
-        self._look(found, shares, regularised)
+        regularised, balanced = _mean([each.rsr for each in found]), _mean([each.balance for each in found])
+        self._look(found, regularised)
         return self._weighed(regularised, balanced)
 
-    def _taken(self) -> list[list[Found]]:
-        """What the layers found in the passes of this update, layer by layer; from now on they report nothing."""
-        shared = self.shared
-        shared.recording = False
-        found = [shared.found[number] for number in sorted(shared.found)]
-        shared.found = {}
-        return found
-
-    def _look(self, found: list[list[Found]], shares: Tensor, regularised: Tensor | None) -> None:
-        masses = [f.mass for each in found for f in each if f.mass is not None]
+    def _look(self, found: list[Found], regularised: Tensor | None) -> None:
+        shares = torch.stack([each.shares for each in found])
+        mass = _mean([each.mass for each in found])
         newest = self.last[3:4]
-        if masses:
-            mass = torch.stack(masses).mean(0)
+        if mass is not None:
             self.series.add(self.learner.updates, self.learner.task, shares, mass)
             newest = mass[-1:]
         term = shares.new_zeros(1) if regularised is None else regularised.detach().view(1)
@@ -317,5 +308,6 @@ class _Growing(_Experts):
 
 
 def _mean(terms: Sequence[Tensor | None]) -> Tensor | None:
+    """Over the layers."""
     there = [term for term in terms if term is not None]
-    return torch.stack(there).mean() if there else None
+    return torch.stack(there).mean(0) if there else None

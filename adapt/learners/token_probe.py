@@ -44,20 +44,20 @@ class TokenProbe:
         return {"drift": now, "drifted": last_drift(now)}
 
     def state(self) -> Tensor:
-        """float64[kinds, ended, ended], NaN where there is no figure."""
+        """float64[kinds, ended, ended], -1 where there is no figure: states are finite."""
         rows = next(iter(self.drift.values())) if self.drift is not None else []
         widest = max(map(len, rows), default=0)
-        kept = torch.full((len(TOKENS), len(rows), widest), torch.nan, dtype=torch.float64)
+        kept = torch.full((len(TOKENS), len(rows), widest), -1.0, dtype=torch.float64)
         for k, table in enumerate((self.drift or {}).values()):
             for t, row in enumerate(table):
-                kept[k, t, : len(row)] = kept.new_tensor([torch.nan if figure is None else figure for figure in row])
+                kept[k, t, : len(row)] = kept.new_tensor([-1.0 if figure is None else figure for figure in row])
         return kept
 
     def load(self, state: Tensor) -> None:
         """Of ``state()``; a row has one figure more than the one before it."""
         self.drift = None
         for t in range(state.shape[1]):
-            rows = [dict(zip(TOKENS, (None if v != v else v for v in of))) for of in state[:, t, : t + 1].t().tolist()]
+            rows = [dict(zip(TOKENS, (None if v < 0 else v for v in of))) for of in state[:, t, : t + 1].t().tolist()]
             self.drift = with_row(self.drift, rows)
 
     @property

@@ -30,9 +30,10 @@ ALLOWED = [*PARTS, *(pair for pair in PAIRS if refused(pair) is None)]
 
 
 def small(name: str, stream: Any, **more: Any) -> Any:
-    """The parts over a network small enough to be quick, with a norm layer for those who want one."""
-    settings: dict[str, Any] = {"model": "convnet:8-8", "lr": 0.05, "memory": 20, "fisher_rows": 8, **more}
+    """The parts over a network small enough to be quick, with a norm, or with linear layers, for those who need any."""
     known = learner_params(name).__dataclass_fields__
+    settings: dict[str, Any] = {"model": "mlp:8-8" if "train_also" in known else "convnet:8-8"}
+    settings |= {"lr": 0.05, "memory": 20, "fisher_rows": 8, "experts": 3, "expert_rank": 2, **more}
     return dw.learner(name, stream.spec, seed=2, **{k: v for k, v in settings.items() if k in known})
 
 
