@@ -72,11 +72,14 @@ export class Board {
     const box = boxOf(ink.map((v) => (v > 127 ? 1 : 0)), canvas.width);
     if (!box) return row;
     const scale = Math.max(box.width, box.height) / size;
+    const counts = new Float32Array(row.length);
     ink.forEach((v, i) => {
       const x = Math.floor(((i % canvas.width) - box.left - box.width / 2) / scale + rows.width / 2);
       const y = Math.floor((Math.floor(i / canvas.width) - box.top - box.height / 2) / scale + rows.height / 2);
-      if (x >= 0 && x < rows.width && y >= 0 && y < rows.height) row[y * rows.width + x] += v / 255 / scale ** 2;
+      if (x < 0 || x >= rows.width || y < 0 || y >= rows.height) return;
+      row[y * rows.width + x] += v / 255;
+      counts[y * rows.width + x]++;
     });
-    return row.map((v) => Math.min(1, v));
+    return row.map((v, i) => v / Math.max(1, counts[i]));
   }
 }

@@ -131,7 +131,9 @@ function introduce({ about }) {
 }
 
 async function open() {
-  [rows, trained, adapting] = await Promise.all([Rows.open("made"), Runner.open("made/source"), Runner.open("made/bundle")]);
+  rows = await Rows.open("made");
+  trained = await Runner.open("made/source");
+  adapting = await Runner.open("made/bundle");
   curve = new Curve($("curve"));
   board = new Board($("board"), rows, () => inTurn(judge));
   rows.kinds.forEach((kind, code) => form.kind.add(new Option(kind, code)));

@@ -123,7 +123,7 @@ class Guard {
   }
 }
 
-/** A bundle at work. Make one by `await Runner.open(folder)`. */
+/** A bundle at work. Open one after the other: the runtime has one place for files beside a graph. */
 export class Runner {
   static async open(folder) {
     const { about, files } = await read(folder);

@@ -50,7 +50,8 @@ async function check() {
   }
   frame.width = 1000;
   frame.src = `index.html?kind=3&severity=${severity}&batch=16&steps=4`;
-  await until(() => frame.contentDocument?.body?.dataset.state === "ready");
+  await until(() => ["ready", "fault"].includes(frame.contentDocument?.body?.dataset.state));
+  if (!part("fault").hidden) throw new Error(part("fault").textContent);
   said.played = texts("trained", "adapting", "seen-count", "now");
 
   const board = part("board");
