@@ -45,9 +45,8 @@ ENDS = ("NLI", "MultiRC")
 """Families whose question stands behind a long text: what is cut is the beginning."""
 LABELS = {"MNLI": ("entailment", "neutral", "contradiction")}
 """Tasks with labels that are none (MNLI's "-" where its writers did not agree): such rows are left out."""
-PARTS, VALIDATION, MIX = 7, 0, 1
+PARTS, MIX = 7, 1
 """What the generators of the parts are seeded with: they do not depend on the stream's seed."""
-HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class TextCl:
     task. vocabulary: token ids of the tokenizer that is trained here, at most. tokenizer: a tokenizer.json, or a folder
     with one, instead; empty to train one on the first task. mix: share of each of these tasks' rows that goes to
     spec.source, the broad mix to pretrain on, with all rows of the other tasks; 0 for no source. validation: judge by a
-    fifth of the training rows instead of the test rows, to tune on.
+    fifth of the training rows instead of the test rows, to tune on; the broad mix and the tokenizer stay the same.
     """
 
     order: str = "1"
@@ -87,8 +86,6 @@ def text_cl(params: TextCl, seed: int) -> Stream:
         raise InputError(f"text-cl: mix must be at least 0 and less than 1, not {params.mix:g}")
     benchmark, left_out = read_benchmark(data_path("text-cl"))
     names = ordered(params.order, list(benchmark))
-    if params.validation:
-        benchmark = {name: _validation(task, k) for k, (name, task) in enumerate(benchmark.items())}
     tasks, mixed = [], []
     for k, (name, task) in enumerate(benchmark.items()):
         if name not in names:
@@ -107,6 +104,7 @@ def text_cl(params: TextCl, seed: int) -> Stream:
         tasks,
         Layout(params.length, params.vocabulary, params.tokenizer),
         mix=mix if params.mix else None,
+        validation=params.validation,
         epochs=params.epochs,
         train_rows=params.train_rows,
         test_rows=params.test_rows,
@@ -169,9 +167,3 @@ def _task(name: str, splits: dict[str, list[dict[str, Any]]]) -> TextTask:
         for split in ("train", "test")
     )
     return TextTask(name, train, test)
-
-
-def _validation(task: TextTask, k: int) -> TextTask:
-    """The task as its training rows alone make it, a fifth of them held out."""
-    test, train = task.train.parted(HELD_OUT, np.random.default_rng([PARTS, VALIDATION, k]))
-    return TextTask(task.name, train, test)

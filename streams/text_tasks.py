@@ -18,6 +18,8 @@ from .tokens import Prompt, Tokens, read_tokens, trained_tokens
 
 OTHER = "(another text)"
 """The last class: whatever a model says that is none of the answers."""
+HELD_OUT, VALIDATION = 0.2, 70
+"""Share of training rows to tune on, and the seed of their draw."""
 _STRIPPED = re.compile(r"(?!(?<!\w)-(?=\.?\d))(?!(?<=\d)\.(?=\d))[\s!-/:-@\[-`{-~]")
 """White space and ASCII punctuation, but for the sign and the point of a number."""
 
@@ -92,6 +94,7 @@ def text_stream(
     layout: Layout,
     *,
     mix: tuple[Examples, Examples] | None = None,
+    validation: bool = False,
     epochs: int = 1,
     train_rows: int = 0,
     test_rows: int = 0,
@@ -101,7 +104,8 @@ def text_stream(
 ) -> BlockStream:
     """One task after the other; classes are the answers' texts, then ``OTHER``. Scenario "domain".
 
-    mix: (train, test) of ``spec.source``. rejected: of each task, told as it begins. A tokenizer that is trained here
+    mix: (train, test) of ``spec.source``. validation: judge by a fifth of each task's training rows, which are then not
+    learnt, instead of its test rows. rejected: of each task, told as it begins. A tokenizer that is trained here
     sees the training prompts and answers of the first task, all of them whatever train_rows is, so that it does not
     depend on the seed. Answers that are the same but for case, punctuation and blanks are one class, spelled as it came
     first. Raises InputError.
@@ -124,7 +128,7 @@ def text_stream(
         return Rows(tokens.rows(examples.prompts, layout.length), np.arange(len(y)), y)
 
     made = []
-    for k, task in enumerate(tasks):
+    for k, task in enumerate(map(_to_tune_on, tasks) if validation else tasks):
         train = task.train.drawn(train_rows, np.random.default_rng([seed, TRAIN, k]))
         test = task.test.drawn(test_rows, np.random.default_rng([seed, TEST, k]))
         made.append(Task(task.name, rows(train), rows(test) if len(test) else None))
@@ -139,6 +143,11 @@ def text_stream(
     columns = token_columns(layout.length)
     spec = replace(stream.spec, columns=columns, target_name="answer", text=text, source=source)
     return BlockStream(spec, _RejectedFirst(ExperienceBlocks(made, epochs, 0.0, seed), rejected))
+
+
+def _to_tune_on(task: TextTask) -> TextTask:
+    test, train = task.train.parted(HELD_OUT, np.random.default_rng(VALIDATION))
+    return TextTask(task.name, train, test)
 
 
 class _RejectedFirst:
