@@ -116,7 +116,7 @@ class Step:
                 layer.num_batches_tracked = None  # a count that nothing here follows
         self.optimiser, self.masks = learner.optimiser, masks
         parts: list[Any] = [part for part in learner.techniques if _balances(part)]
-        self.balance = parts[0] if parts else None
+        self.balance: Any = parts[0] if parts else None
         still = () if self.balance is None else self.balance.names  # a row at a time is a group at a time
         self.weights = {n: learner.weights[n].detach().clone() for n in learner._trained if n not in still}
         statistics = {} if self.how.head_only else dict(learner.net.named_buffers())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from driftway.adapt.edge.steps import CannotExport, steps_of
+from driftway.adapt.learners.centaur import Centaur
 from driftway.adapt.learners.test_time_recipes import (
     EATA,
     RSGS,
@@ -34,6 +35,7 @@ RECIPES: list[Recipe] = [
     RSGS(lr=0.05, e_frac=0.7, refilter=True, recover=0.0),
     RSGS(lr=0.05, e_frac=0.6, clip=0.01, recover=0.0),
     Mixture(objective="cluster-entropy", groups=3, filter="by-group", share=0.5, rho=0.05, alpha=0.4, lr=0.05),
+    Centaur.Params(groups=3, lr=0.01),
     Tent(lr=0.01, statistics="running"),
     RSGS(lr=0.05, e_frac=0.9, recover=0.9, statistics="running", follow=0.3),
     Mixture(filter="novel", e_frac=0.97, like=0.999, lr=0.05, recover=0.9),
