@@ -31,6 +31,7 @@ _HOMES = {
     "adapt.learners.regularisers": "EWC LwF",
     "adapt.learners.sparcl": "SparCL",
     "adapt.learners.sparse_controls": "MagnitudeMask RandomMask RigL SET SNIP",
+    "models.lora": "fold_lora=fold",
     "models.networks": "Network",
     "models.cluster_entropy": "ClusterEntropy",
     "models.cluster_training": "ClusterEntropyTTT",

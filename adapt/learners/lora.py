@@ -12,7 +12,8 @@
 
 Adapters attach to any network by name patterns (``models/named.py``). Memory grows by r (d_in + d_out) numbers a layer
 and experience with the latter two; time does not (``models/lora.py``). A new adapter begins with fresh moments of the
-optimiser (in the published code every task is a process of its own).
+optimiser (in the published code every task is a process of its own). ``dw.fold_lora(learner.net)`` adds all adapters to
+the weights beneath when learning is over, which leaves a plain network.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ own updates; the weight gradient is then formed for the active rows alone and th
 ``lazy``, which is strict but makes up for missed decay when a row wakes. Convolutions (the score is summed over
 positions), ``token_l1``, blocks, the controls ``random`` and ``bottom``, tokens without padding. In a step whose score
 is not finite all rows are active, and that is counted. The authors' code masks the head too; here that takes
-``migu_layers=body.*,head``. A weight that an embedding shares is never masked.
+``migu_layers=body.*,head``. A weight that an embedding shares is never masked; queries, keys and values in one weight
+are chosen apart (``c_attn``, ``qkv``).
 
 Layers are found by name in any network, LoRA of ours or of PEFT included, and only those that learn are masked. A batch
 that goes through the network in pieces has one mask, since all of them have been scored when the first gradient is
@@ -24,7 +25,7 @@ formed; a pass that activation checkpointing repeats is not scored again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -35,7 +36,7 @@ from ...models.kernels.row_choice import Choice, RowSlot, Together
 from ...models.kernels.row_sparse_linear import row_sparse_conv, row_sparse_linear
 from ...models.kernels.row_sparse_optimizer import FACTORS
 from ...models.language import Context
-from ...models.named import CONVOLUTIONS, is_transposed, linears, shortened
+from ...models.named import CONVOLUTIONS, is_transposed, linears, shortened, sizes
 from ...models.optimisers import AdamW, Entries, Only, Optimiser, RowSet
 from ...streams import InputError
 from ..learner import State
@@ -154,7 +155,8 @@ class _MIGU(Active):
             owner, adapter, _ = name.partition(".lora_B")
             scored = learner.net.get_submodule(owner) if adapter else layer
             if name not in self.layers or self.layers[name].layer is not scored:
-                slot = RowSlot(choice, (learner.seed, number), factors, self.together)
+                one = replace(choice, parts=3) if _is_fused(name, layer) else choice
+                slot = RowSlot(one, (learner.seed, number), factors, self.together if one is choice else None)
                 self.layers[name] = MaskedLayer(scored, slot, "dense" if whole else "compact", real)
                 scored.forward = self.layers[name]
 
@@ -272,6 +274,14 @@ def _check_lazy(layers: Mapping[str, nn.Module]) -> None:
     for name, layer in layers.items():
         if is_transposed(layer):
             raise InputError(f"migu_mode=lazy knows rows only, and {name} has its outputs in columns: take strict")
+
+
+def _is_fused(name: str, layer: nn.Module) -> bool:
+    """Whether queries, keys and values lie one behind the other in one weight, as in GPT-2 and ViT."""
+    if name.rpartition(".")[2] not in ("c_attn", "qkv"):
+        return False
+    d_in, d_out = sizes(layer)
+    return d_out == 3 * d_in
 
 
 def together(

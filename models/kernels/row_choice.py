@@ -8,7 +8,7 @@ are chosen, neither more nor fewer; blocks of neighbouring rows; the controls ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -57,18 +57,22 @@ def repeated() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How rows are chosen. ratio: masked share; block_rows: so many neighbours are chosen together."""
+    """How rows are chosen. ratio: masked share; block_rows: so many neighbours are chosen together.
+
+    parts: so many equal stretches of rows are chosen from apart (layers one behind the other in one weight).
+    """
 
     ratio: float
     score: Literal["sum_abs", "token_l1"] = "sum_abs"
     select: Literal["top", "random", "bottom"] = "top"
     block_rows: int = 1
     quantile: bool = False
+    parts: int = 1
 
     def count(self, rows: int) -> int | None:
-        """How many of so many rows are chosen; None where that depends on the score or the draw."""
+        """How many of so many rows are chosen; None where that depends on the score or the draw, or there are parts."""
         size = self.block_rows
-        if self.quantile or self.select == "random" or rows % size:
+        if self.quantile or self.select == "random" or rows % size or self.parts > 1:
             return None
         return size * active_count(rows // size, self.ratio)
 
@@ -77,6 +81,10 @@ class Choice:
 
         With blocks, k counts blocks, the score of a block is the mean of its rows, and the last may be shorter.
         """
+        if self.parts > 1:
+            one, size = replace(self, parts=1), len(score) // self.parts
+            found = [one.rows(part, (*draw, i)) + i * size for i, part in enumerate(score.split(size))]
+            return torch.cat(found)
         n = -(-len(score) // self.block_rows)
         k = active_count(n, self.ratio)
         if self.select == "random":

@@ -33,6 +33,14 @@ def test_choices_by_hand() -> None:
     assert Choice(0.5, select="bottom").rows(score).tolist() == [0, 1]
 
 
+def test_parts_of_a_weight_are_chosen_apart() -> None:
+    score = torch.tensor([9.0, 8, 7, 0, 1, 2, 3, 5, 4])
+    assert Choice(0.5).rows(score).tolist() == [0, 1, 2, 7, 8]
+    assert Choice(0.5, parts=3).rows(score).tolist() == [0, 1, 4, 5, 7, 8]
+    assert len(Choice(0.5, select="random", parts=3).rows(score)) == 6
+    assert Choice(0.5, parts=3).count(9) is None
+
+
 def test_what_is_no_token_does_not_count() -> None:
     keep = torch.tensor([False, True])
     assert row_score(OUTPUTS, keep=keep).tolist() == [3.0, 1.0, 2.0, 6.0]

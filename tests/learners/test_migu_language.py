@@ -263,6 +263,17 @@ def test_transposed_layers_are_masked_by_columns(small_tasks: Any, teach: Any) -
         learner_for((stream.spec, events), [dw.MIGU(migu_mode="lazy")], model=net)
 
 
+def test_queries_keys_and_values_in_one_weight_are_chosen_apart(small_tasks: Any, teach: Any) -> None:
+    events = list(stream := dw.rebatch(small_tasks(2), 10))
+    attention = nn.Sequential()
+    attention.add_module("qkv", nn.Linear(16, 48))
+    net = Network(nn.Sequential(nn.Flatten(), attention, nn.ReLU()), nn.Linear(48, 4))
+    look = Look()
+    teach(learner_for((stream.spec, events), [dw.MIGU(migu_from=0), look], model=net), events)
+    parts = [row // 16 for row in look.rows["body.1.qkv.weight"]]
+    assert [parts.count(part) for part in range(3)] == [5, 5, 5]
+
+
 def test_weights_that_an_embedding_shares_are_left_out(words: Any, teach: Any) -> None:
     look = Look()
     learner = learner_for(words, [dw.MIGU(migu_layers="*", migu_from=0), look], model=MODELS[1])
