@@ -7,6 +7,10 @@ rank one (Sherman, Morrison, 1950; the recursion of ACIL, and backwards that of 
     learn   k = R x / (1 + x^T R x)      R <- R - k (R x)^T      W <- W + k (y - x^T W)^T
     forget  k = R x / (1 - x^T R x)      R <- R + k (R x)^T      W <- W - k (y - x^T W)^T
 
+What a row's label needs of the moment of the answer is its base features, the trace of ``predict``: rows that were
+learnt before the export, and whose features the learner keeps, go with the bundle up to ``MOST`` bytes, and can be
+forgotten on the device by their ids as those that were learnt there; of others the runner says that they cannot.
+
 A row whose share 1 - x^T R x is below 1e-9 is not in the sums, or its forgetting would leave no figure to rely on:
 then nothing changes, and the outcome says so.
 
@@ -28,10 +32,11 @@ from ...models.inputs import Pixels
 from ...streams import StreamSpec
 from ..learners.acu import ACU
 from ..learners.acu_parts import SLOTS
-from .steps import CannotExport, Draw, PixelRows, Steps, Verb, labelled, plain_layers
+from .steps import CannotExport, Draw, PixelRows, Steps, Verb, plain_layers
 
 LEAST = 1e-9
 OUTCOME = ("took",)
+MOST = 2**26
 
 
 def steps(learner: ACU) -> Steps:
@@ -56,25 +61,50 @@ def steps(learner: ACU) -> Steps:
         "counts": torch.from_numpy(np.asarray(learner.head.counts, np.float64)),
     }
     names = tuple(state)
-    taught = labelled(rows, classes)
+    taught = _taught(features, rows, classes)
     verbs = {
-        "predict": Verb(Predict(features, p.temperature), rows, ("head", "counts")),
+        "predict": Verb(Predict(features, p.temperature), rows, ("head", "counts"), (), ("scores", "trace")),
         "learn": Verb(Change(features, 1.0), taught, names, names, ("outcome",), single=True),
         "forget": Verb(Change(features, -1.0), taught, names, names, ("outcome",), single=True),
     }
-    return Steps(verbs, state, {"outcome": OUTCOME, "learnt_before": learner.head.n})
+    dtype = rows(1, 0)["x"].dtype
+    return Steps(verbs, state, {"outcome": OUTCOME, "learnt_before": learner.head.n}, _learnt(learner, dtype))
+
+
+def _taught(features: Features, rows: Draw, classes: int) -> Draw:
+    """Base features of rows, in the rows' own type, and their class codes."""
+
+    def draw(n: int, seed: int) -> dict[str, Tensor]:
+        return {"trace": features.trace(rows(n, seed)["x"]), "y": torch.arange(seed, seed + n) % classes}
+
+    return draw
+
+
+def _learnt(learner: ACU, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Ids, and features with class codes behind, of the rows that the learner keeps; nothing where it keeps none."""
+    held = learner.learnt
+    if held.width is None or not len(held) or len(held) * (held.width + 1) * dtype.itemsize > MOST:
+        return {}
+    places = held.everywhere()
+    z, codes = held.rows(places)
+    rows = torch.from_numpy(np.concatenate([z, codes[:, None]], 1)).to(dtype)
+    return {"learnt.ids": torch.from_numpy(held.ids(places)), "learnt.x": rows}
 
 
 class Features(nn.Module):
-    """Rows as they come to float64[B, d]: the base features in single precision, then relu(z P)."""
+    """Rows to base features [B, w] of single precision in the rows' own type, and those to float64[B, d]: relu(z P)."""
 
     def __init__(self, base: nn.Module, projection: np.ndarray | None) -> None:
         super().__init__()
         self.base = base
         self.projection = None if projection is None else torch.from_numpy(np.array(projection))
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.base(x).float().double()
+    def trace(self, x: Tensor) -> Tensor:
+        """The base features."""
+        return self.base(x).float().to(x.dtype)
+
+    def forward(self, trace: Tensor) -> Tensor:
+        z = trace.double()
         return z if self.projection is None else torch.relu(z @ self.projection)
 
 
@@ -148,28 +178,29 @@ def _drawn(spec: StreamSpec, pixels: bool) -> Draw:
 
 
 class Predict(nn.Module):
-    """softmax(x W / temperature) over the classes that have rows; all classes alike where none has."""
+    """softmax(x W / temperature) over the classes that have rows, all alike where none has; and the base features."""
 
     def __init__(self, features: Features, temperature: float) -> None:
         super().__init__()
         self.features, self.temperature = features, temperature
 
     def forward(self, x: Tensor, head: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
-        z = (self.features(x) @ head) / self.temperature
+        trace = self.features.trace(x)
+        z = (self.features(trace) @ head) / self.temperature
         there = (counts > 0) | (counts.sum() == 0)
         p = torch.softmax(torch.where(there, z, -1e300), 1)
-        return (torch.where(counts.sum() == 0, 1 / counts.shape[0], p).float(),)
+        return torch.where(counts.sum() == 0, 1 / counts.shape[0], p).float(), trace
 
 
 class Change(nn.Module):
-    """One row in (sign 1) or out (-1): (x, y, inverse, head, counts) to (outcome, the same anew)."""
+    """One row in (sign 1) or out (-1): (trace, y, inverse, head, counts) to (outcome, the same anew)."""
 
     def __init__(self, features: Features, sign: float) -> None:
         super().__init__()
         self.features, self.sign = features, sign
 
-    def forward(self, x: Tensor, y: Tensor, inverse: Tensor, head: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
-        row = self.features(x)
+    def forward(self, trace: Tensor, y: Tensor, inverse: Tensor, head: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+        row = self.features(trace)
         target = F.one_hot(y, counts.shape[0]).double()
         along = row @ inverse
         share = 1 + self.sign * (along @ row.T)

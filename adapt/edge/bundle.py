@@ -10,7 +10,8 @@
                           rows, which is always 1 where the verb is single;
                           reads and writes name state, input ``old.NAME`` and output ``new.NAME`` of the graph; answers
                           maps the other outputs to {dtype, shape} with null for the axis of rows
-    state                 name -> {dtype, shape}; the values at export are in state.safetensors
+    state                 name -> {dtype, shape}; the values at export are in state.safetensors, and beside them, where
+                          the learner kept them, learnt.ids and learnt.x: traces of learnt rows, class codes behind
     guard                 every: steps from one look at the answers to the next, at which the state at export answers
                           the same rows; window: rows that are judged together; share: answers have collapsed where
                           their effective number of classes (exp of the entropy) is below so much of those others'

@@ -56,7 +56,7 @@ def export(learner: Learner, spec: StreamSpec, path: str | Path, *, name: str = 
     files |= {f"{verb}.onnx": model.SerializeToString(deterministic=True) for verb, model in models.items()}
     from safetensors.torch import save
 
-    files[STATE] = save({n: t.contiguous() for n, t in steps.state.items()})
+    files[STATE] = save({n: t.contiguous() for n, t in {**steps.state, **steps.learnt}.items()})
     files[RUNNER] = (Path(__file__).parent / "runner.py").read_bytes()
     said = {"learner": name or type(learner).__name__, "settings": _settings(learner), "weights": weights}
     manifest = described(steps, spec, said, answers)

@@ -171,6 +171,10 @@ def copy(of: Mapping[str, Any], to: Mapping[str, Any]) -> None:
         to[name][...] = array
 
 
+def _by_id(arrays: Mapping[str, Any], name: str) -> dict[int, Any]:
+    return dict(zip(arrays[f"{name}.ids"].tolist(), arrays[f"{name}.x"]))
+
+
 def _finite(array: Any) -> bool:
     """Whether all is; numbers whose squares do not fit count as infinite."""
     flat = array.reshape(-1)
@@ -186,7 +190,8 @@ class Runner:
         self.verbs, columns, self.dtype = self.about["verbs"], self.about["stream"]["columns"], self.about["rows"]
         self.width, self.classes = len(columns), self.verbs["predict"]["answers"]["scores"]["shape"][1]
         self.gaps = np.array([c["missing"] for c in columns]) & (self.dtype == "float64")
-        first, _ = read_tensors(self.folder / "state.safetensors")
+        arrays, _ = read_tensors(self.folder / "state.safetensors")
+        first = {name: arrays[name] for name in self.about["state"]}
         self.sets = [{k: v.copy() for k, v in first.items()} for _ in range(4 if "adapt" in self.verbs else 2)]
         self.sets += [{}] * (4 - len(self.sets))
         """Two that steps read and write in turn, the state at export and the last good one, which adapting needs."""
@@ -200,7 +205,7 @@ class Runner:
         self.trace: Any = None
         """What learning needs of the moment of the last answer, by row, where ``predict`` gives it."""
         self.waiting: dict[int, Any] = {}
-        self.learnt: dict[int, Any] = {}
+        self.learnt: dict[int, Any] = _by_id(arrays, "learnt") if "learnt.ids" in arrays else {}
         """Rows by id: those without a label yet; those with one, and its code behind, that can be forgotten."""
         self.counts = dict.fromkeys(("rows", "refused", "steps", "resets", "learnt", "forgotten", "rollbacks"), 0)
         self.cursor: dict[str, Any] = {}
@@ -343,7 +348,7 @@ class Runner:
     def forget(self, ids: Sequence[int]) -> None:
         """Take learnt rows out again, all of them or none; the good state of before goes, for it holds them."""
         if not ids or len(set(ids)) != len(ids) or not set(ids) <= set(self.learnt):
-            raise BundleError("refused to forget, nothing was changed: a row was not learnt, or is named twice")
+            raise BundleError("refused to forget, nothing was changed: a row is named twice or not kept as learnt")
         rows = np.stack([self.learnt[i] for i in ids])
         self._learn(rows[:, :-1], rows[:, -1].astype(np.int64), "forget")
         copy(self.sets[EXPORTED], self.sets[GOOD])
@@ -366,7 +371,7 @@ class Runner:
             copy({name: arrays[f"{part}.{name}"] for name in state}, state)
         self.guard.counts[...] = arrays["guard"]
         for name in ("waiting", "learnt"):
-            setattr(self, name, dict(zip(arrays[f"{name}.ids"].tolist(), arrays[f"{name}.x"].copy())))
+            setattr(self, name, _by_id(arrays, name))
         self._ahead = None
         self.counts, self.cursor = dict(notes["counts"]), dict(notes["cursor"])
 

@@ -52,12 +52,14 @@ class Verb:
 class Steps:
     """A learner as graphs. verbs: by name (predict, adapt, learn, forget). state: what moves, as it is now.
 
-    facts: plain values that the runner needs beside the graphs; see ``bundle.py``.
+    facts: plain values that the runner needs beside the graphs; see ``bundle.py``. learnt: ``learnt.ids`` int64[n] and
+    ``learnt.x`` [n, w + 1], what ``forget`` takes of rows that were learnt before, their class codes behind.
     """
 
     verbs: Mapping[str, Verb]
     state: Mapping[str, Tensor]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    learnt: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 HOMES = {

@@ -62,9 +62,31 @@ def test_forgetting_what_was_learnt_gives_back_what_was(acu: Path) -> None:
     runner.step(batch.ids.tolist(), batch.x)
     runner.label(batch.ids.tolist(), batch.y.tolist())  # type: ignore[union-attr]
     runner.forget(batch.ids.tolist())
-    assert runner.waiting == runner.learnt == {}
+    assert runner.waiting == {}
+    assert set(runner.learnt) == {100 * i + j for i in range(3) for j in range(7)}  # of before the export
     for name, value in runner.state().items():
         assert_allclose(value, before[name], atol=1e-10)
+
+
+def test_rows_of_before_the_export_can_be_forgotten(acu: Path, tmp_path: Path) -> None:
+    learner, runner = learnt(), Runner(acu)
+    gone = [3, 104, 200]
+    learner.forget(np.array(gone))
+    runner.forget(gone)
+    assert_allclose(runner.state()["head"], learner.head.weights(), atol=1e-10)
+    runner.save(tmp_path / "saved")
+    again = Runner(acu, state=tmp_path / "saved")
+    with pytest.raises(BundleError, match="not kept as learnt"):
+        again.forget([104])
+
+
+def test_rows_that_are_not_kept_or_too_many_stay_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    from driftway.adapt.edge import acu
+
+    assert set(steps_of(learnt()).learnt) == {"learnt.ids", "learnt.x"}
+    assert not steps_of(learnt(keep="digests", salt="s")).learnt
+    monkeypatch.setattr(acu, "MOST", 100)
+    assert not steps_of(learnt()).learnt
 
 
 def test_requests_are_refused_as_a_whole(acu: Path) -> None:
