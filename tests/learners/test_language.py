@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,22 @@ def test_a_model_in_hand_is_taken_over() -> None:
     assert learner.net.body is body
     with pytest.raises(dw.InputError, match="model must be one of transformers"):
         dw.learner("er", spec, model=torch.nn.Linear(2, 2))
+
+
+def test_a_peft_model_trains_its_adapter_alone(teach: Callable[..., Any]) -> None:
+    given = dw.rebatch(stream(24), 8)
+    body: Any = dw.learner("finetune", given.spec, **{**SMALL, "model": "llama:16-1-2"}).net.body
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers under a name that will go
+        peft: Any = get_peft_model(body, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    learner: Any = dw.learner("er", given.spec, model=peft, lr=0.01)
+    before = copy_state(learner.state()["net"])
+    after = teach(learner, given).state()["net"]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    assert set(learner.optimiser.slots) == moved
 
 
 @pytest.mark.parametrize(
