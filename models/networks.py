@@ -117,7 +117,7 @@ def build(name: str, shape: Sequence[int], classes: int, *, norm: str = "batch",
 def grow_head(net: Network, classes: int, seed: int) -> None:
     """Give the head rows for ``classes`` classes. Old rows keep their bits; row k is drawn from (seed, k) alone."""
     old = net.head
-    new = Linear(old.in_features, classes, device=old.weight.device)
+    new = Linear(old.in_features, classes, device=old.weight.device, dtype=old.weight.dtype)
     edge = old.in_features**-0.5
     with torch.no_grad():
         new.weight[: old.out_features] = old.weight

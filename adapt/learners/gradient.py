@@ -404,7 +404,8 @@ class GradientLearner(Learner):
 
     def load(self, state: State) -> None:
         if int(state["classes"]) != self.classes:
-            self.net.head = Linear(self.net.head.in_features, int(state["classes"]), device=self.device)
+            old, kind = self.net.head, self.net.head.weight.dtype
+            self.net.head = Linear(old.in_features, int(state["classes"]), device=self.device, dtype=kind)
         counts = state["counts"]
         self.task, self.seen, self.updates = int(counts["task"]), int(counts["seen"]), int(counts["updates"])
         for part, kept in zip(self.techniques, state["techniques"], strict=True):

@@ -48,10 +48,10 @@ class Passes:
 
     def cast(self, x: Tensor) -> Tensor:
         """Rows as the network takes them; those of a language stream are counted in whole numbers, and stay."""
-        return x.to(torch.bfloat16) if self.precision == "bfloat16" and not self.net_reads else x
+        return x.to(torch.bfloat16) if self.precision == "bfloat16" and not self.reads_tokens else x
 
     @property
-    def net_reads(self) -> bool:
+    def reads_tokens(self) -> bool:
         """Whether rows are token ids."""
         return self.writes or hasattr(getattr(self.net, "body", None), "layout")
 

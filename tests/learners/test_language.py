@@ -236,3 +236,14 @@ def test_pieces_work_for_other_networks(small_tasks: Callable[..., dw.Stream], t
     nets = [teach(dw.learner("er", given.spec, seed=1, micro_batch=m), events).state()["net"] for m in (0, 3)]
     for name, tensor in nets[0].items():
         torch.testing.assert_close(nets[1][name], tensor, atol=1e-5, rtol=0)
+
+
+def test_a_head_grows_in_its_own_precision(small_tasks: Callable[..., dw.Stream], teach: Callable[..., Any]) -> None:
+    given = dw.rebatch(small_tasks(), 10)
+    spec = replace(given.spec, classes=None, experiences=())
+    one, other = (dw.learner("er", spec, seed=1, precision="bfloat16") for _ in range(2))
+    teach(one, given)
+    assert {t.dtype for t in one.state()["net"].values()} == {torch.bfloat16}
+    other.load(copy_state(one.state()))
+    assert digest(other.state()) == digest(one.state())
+    assert other.probe(given.spec.experiences[0].x)().shape == (20, 6)
