@@ -79,7 +79,8 @@ def _rows(events: list[object]) -> tuple[Array, Array]:
 def _bundle(python: Path, bundle: Path, folder: Path) -> Array:
     """What run.py answers, as class codes."""
     out = folder / "answers.csv"
-    command = [python, bundle / "run.py", "--input", folder / "rows.npz", "--output", out, "--batch", str(BATCH)]
+    paths = [python, bundle / "run.py", "--input", folder / "rows.npz", "--output", out]
+    command = [*map(str, paths), "--batch", str(BATCH)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise Differs(done.stderr.strip().splitlines()[-1])

@@ -60,7 +60,7 @@ def apart(models: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
 
 def _name_place(tensor: onnx.TensorProto, offset: int, length: int) -> None:
     for field in ("raw_data", "float_data", "double_data", "int32_data", "int64_data"):
-        tensor.ClearField(field)  # type: ignore[arg-type]
+        tensor.ClearField(field)
     tensor.data_location = tensor.EXTERNAL
     for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
@@ -95,7 +95,7 @@ def quantised(name: str, verb: Verb, model: onnx.ModelProto, state: Mapping[str,
     if not chosen:
         return model
 
-    class Rows(CalibrationDataReader):  # type: ignore[misc]
+    class Rows(CalibrationDataReader):
         def __init__(self) -> None:
             self.left = _fed(verb, state, rows)
 
