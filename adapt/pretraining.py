@@ -2,8 +2,9 @@
 
 A model built from a configuration knows nothing that it could forget. It is taught to read and to answer on
 ``spec.source``, a broad mix that shares no row with the stream: next-token cross-entropy of the answers, and of up to
-16 tokens of the prompt behind a cut drawn for each batch. AdamW, warm-up and cosine, everything from one seed. What
-comes out is kept in the cache folder under a hash of the untrained weights, the plan and every row.
+16 tokens of the prompt behind a cut drawn for each batch. AdamW, warm-up and cosine, everything from one seed; a
+vision tower learns too, and stands still afterwards. What comes out is kept in the cache folder under a hash of the
+untrained weights, the plan and every row.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ def pretrained(
 
 def _train(net: LanguageNetwork | Network, x: Tensor, y: Tensor, plan: Pretraining, progress: Progress) -> None:
     """In place; ``InputError`` where it does not stay finite."""
+    tower = [w for name, w in net.named_parameters() if "vision_tower." in name]
+    for weight in tower:
+        weight.requires_grad_(True)
     weights = {name: w for name, w in net.named_parameters() if w.requires_grad}
     optimiser = AdamW(plan.rate, weight_decay=DECAY)
     draw = torch.Generator().manual_seed(plan.seed)
@@ -85,6 +89,8 @@ def _train(net: LanguageNetwork | Network, x: Tensor, y: Tensor, plan: Pretraini
             if not math.isfinite(total):
                 raise InputError(f"pretraining diverged: a learning rate of {plan.rate:g} is too high")
             total = 0.0
+    for weight in tower:
+        weight.requires_grad_(False)
     net.eval()
 
 

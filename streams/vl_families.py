@@ -218,24 +218,46 @@ FAMILIES: dict[str, Family] = {
 NEEDS_OMNIGLOT = "match"
 ALONE = ("what is here?", "describe the picture.", "name the only thing in the picture.")
 AT = ("what is in row {}, column {}?", "describe row {}, column {}.", "name the thing in row {}, column {}.")
+TONE = ("the tone of the {}?", "say the {} one's tone.")
+CELL = ("row and column of the {}?", "say the {} one's row and column.")
+SHAPED = ("the {} thing's shape?", "say which shape the {} one has.")
+NUMERAL = ("which numeral is in row {}, column {}?", "say the numeral of row {}, column {}.")
 EMPTY = "nothing"
-DESCRIBED = (EMPTY, *(f"{colour} {kind}" for kind in KINDS for colour in COLOURS))
-"""Answers of the descriptions."""
+_ROWS = NUMBERS[1 : GRID + 1]
+PLACES = tuple(f"row {row}, column {column}" for row, column in product(_ROWS, repeat=2))
+DESCRIBED = (EMPTY, *(f"{colour} {kind}" for kind in KINDS for colour in COLOURS), *COLOURS, *SHAPES, *NUMBERS, *PLACES)
+"""Answers of the broad mix."""
+TONED = tuple(shape for shape in SHAPES if shape not in COLOURED)
+FOUND = tuple(shape for shape in SHAPES if shape not in PLACED)
+"""Shapes whose colour, and whose place, the broad mix asks for: not those of the families with that question."""
 
 
 def descriptions() -> list[str]:
     """Every question of the broad mix that a model is trained on before the stream."""
-    cells = [wording.format(*place) for wording in AT for place in product(NUMBERS[1 : GRID + 1], repeat=2)]
-    return [framed(question) for question in (*ALONE, *cells)]
+    cells = [wording.format(*place) for wording in (*AT, *NUMERAL) for place in product(_ROWS, repeat=2)]
+    named = [
+        wording.format(word)
+        for wordings, there in ((TONE, TONED), (CELL, FOUND), (SHAPED, COLOURS))
+        for wording in wordings
+        for word in there
+    ]
+    return [framed(question) for question in (*ALONE, *cells, *named)]
 
 
 def described(scene: Scene) -> tuple[str, str]:
-    """A question of the broad mix and its answer: one object alone, or what a row and column of a fuller scene shows.
+    """A question of the broad mix and its answer.
 
-    A digit is called a digit and a character a character: which ones they are is not told, nor how many, nor where.
+    A model that is worth teaching has learnt to look: what is there, what a row and column show, and, in scenes of
+    things of different shapes and colours, the tone, the shape or the place of one of them, the numeral of a digit. All
+    in other words than the families have, of shapes that they do not ask this of, and nothing is counted or compared.
     """
+    kind = scene.generator.integers(6)
+    return _thing(scene, alone=kind == 0) if kind < 2 else _feature(scene, int(kind) - 2)
+
+
+def _thing(scene: Scene, *, alone: bool) -> tuple[str, str]:
+    """One object alone, or what a row and column of a fuller scene shows."""
     generator, colours = scene.generator, list(COLOURS)
-    alone = bool(generator.integers(2))
     characters = len(scene.pen.characters[0])
     if characters and generator.random() < 0.25:
         for where in generator.permutation(4)[: 1 if alone else 3].tolist():
@@ -248,5 +270,32 @@ def described(scene: Scene) -> tuple[str, str]:
     empty = not alone and generator.random() < 0.1
     cell = int(generator.choice(np.flatnonzero((kinds == NOTHING) == empty)))
     wording = (ALONE if alone else AT)[generator.integers(len(ALONE))]
-    question = framed(wording.format(*(NUMBERS[1 + place] for place in divmod(cell, GRID))))
+    question = framed(wording.format(*_place(cell)))
     return question, EMPTY if empty else f"{colours[scene.colours[cell]]} {KINDS[kinds[cell]]}"
+
+
+def _feature(scene: Scene, which: int) -> tuple[str, str]:
+    """The tone, the place or the shape of one of several things, or the numeral of a digit among them."""
+    pool = (TONED, FOUND, SHAPES, NUMBERS)[which]
+    kinds, colours = scene.some(pool, len(COLOURS)), scene.some(list(COLOURS), len(COLOURS))
+    for kind, colour in zip(kinds, colours, strict=True):
+        scene.put(kind, colour)
+    if which == 3:
+        cell = int(scene.generator.choice(np.flatnonzero(scene.marks != NOTHING)))
+        numeral = kinds[colours.index(list(COLOURS)[scene.colours[cell]])]
+        return framed(NUMERAL[scene.generator.integers(len(NUMERAL))].format(*_place(cell))), numeral
+    asked = int(scene.generator.integers(len(kinds)))
+    wordings = (TONE, CELL, SHAPED)[which]
+    wording = wordings[scene.generator.integers(len(wordings))]
+    if which == 2:
+        return framed(wording.format(colours[asked])), kinds[asked]
+    if which == 0:
+        return framed(wording.format(kinds[asked])), colours[asked]
+    (cell,) = np.flatnonzero(scene.kinds == KINDS.index(kinds[asked]))
+    return framed(wording.format(kinds[asked])), "row {}, column {}".format(*_place(int(cell)))
+
+
+def _place(cell: int) -> tuple[str, str]:
+    """The words for its row and its column."""
+    row, column = divmod(cell, GRID)
+    return NUMBERS[1 + row], NUMBERS[1 + column]

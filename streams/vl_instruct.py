@@ -68,10 +68,11 @@ def vl_instruct(params: VlInstruct, seed: int) -> Stream:
     Shapes and scikit-learn's digits fill a patch of 8 x 8 pixels, Omniglot characters 2 x 2 patches. Held-out rows have
     digits of the test part and characters by people who drew none of the training rows. Neither the words nor the
     picture tells the answer: the best constant answer to a picture is right for a quarter of its questions (a half
-    where the answer is yes or no), to a question likewise or less. spec.source describes single objects and cells
-    ("red circle"), digits and characters by these words only. The tokenizer is trained on the questions and answers of
-    the descriptions and of the first experience. Neither it nor spec.source depends on the seed, so one pretrained
-    model serves all of them. A class is an answer; the last one, "(another text)", has no row.
+    where the answer is yes or no), to a question likewise or less. spec.source asks what is there ("red circle"), and
+    for the tone, the place and the shape of one of several things, in other words and of other shapes than the
+    families; nothing is counted or compared, and characters have no names. The tokenizer is trained on the questions
+    and answers of the descriptions and of the first experience. Neither it nor spec.source depends on the seed, so one
+    pretrained model serves all of them. A class is an answer; the last one, "(another text)", has no row.
     spec.notes["data"] tells whether characters were left out.
     """
     order, left_out = _order(params)

@@ -11,7 +11,18 @@ import driftway as dw
 import numpy as np
 import pytest
 from driftway.streams.spec import AMBIGUOUS, OWN, PADDING, SHARED
-from driftway.streams.vl_families import CORNERS, DESCRIBED, FAMILIES, NUMBERS, PAIRS, Scene, quarter
+from driftway.streams.vl_families import (
+    COLOURED,
+    CORNERS,
+    DESCRIBED,
+    FAMILIES,
+    NUMBERS,
+    PAIRS,
+    PLACED,
+    Scene,
+    descriptions,
+    quarter,
+)
 from driftway.streams.vl_instruct import Lookup, ask
 from driftway.streams.vl_pictures import COLOURS, KINDS, NOTHING, Ink, ink, paint
 
@@ -214,7 +225,10 @@ def test_the_broad_mix_gives_no_answers_away(drawn: Path) -> None:  # noqa: ARG0
     assert set(answers) <= set(DESCRIBED)
     assert {spec.classes[c] for c in spec.source.classes} == set(DESCRIBED)
     assert any("character" in a for a in answers)
-    assert not {word for a in DESCRIBED for word in a.split()} & {*NUMBERS, *(w for c in CORNERS for w in c.split())}
+    assert not {w for a in DESCRIBED for w in a.split()} & {w for c in CORNERS for w in c.split()}
+    assert not set(descriptions()) & {q for family in FAMILIES.values() for q in family.questions}
+    assert not [q for q in descriptions() if "tone" in q and any(f" {shape}" in q for shape in COLOURED)]
+    assert not [q for q in descriptions() if "row and column" in q and any(f" {shape}" in q for shape in PLACED)]
     assert not (spec.source.test()[0][:, None] == x[None]).all(axis=2).any()
     with pytest.raises(dw.InputError, match="only rows of this stream"):
         spec.text.kinds(x, 0)
