@@ -24,6 +24,7 @@ BENCHMARKS = {
     "edge": ("edge:measure", "a step of an exported bundle beside PyTorch: time, memory, start (five minutes)"),
     "edge-table": ("edge_table:measure", "bundles on mnist-c without PyTorch beside the learners in it (minutes)"),
     "dymoe": ("dymoe:measure", "a layer of experts that grow beside the loop over experts (two minutes)"),
+    "dymoe-toy": ("dymoe_toy:measure", "forgetting of experts that grow, with guidance and without (three minutes)"),
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
     "centaur": ("centaur:measure", "a planner's answer with the gradient of the last frame in the background"),
     "centaur-study": ("centaur_study:measure", "driving under shift: centaur and its controls, five planners"),
@@ -47,6 +48,7 @@ SLOW = (
     "tta-compiled",
     "reloop2-table",
     "dymoe",
+    "dymoe-toy",
 )
 """Run only when asked for by name."""
 

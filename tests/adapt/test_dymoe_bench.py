@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from driftway.adapt import benchmarks
-from driftway.adapt.benchmarks import dymoe, floors
+from driftway.adapt.benchmarks import dymoe, dymoe_toy, floors
 from driftway.streams import InputError
 
 
@@ -57,3 +57,26 @@ def test_a_device_that_is_not_there_is_one_line() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="device cuda is not there"):
             benchmarks.measure("dymoe", "cuda")
+
+
+def test_guidance_forgets_less_on_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate of the method's notes, shrunk: a third of the steps, two seeds; nothing is asked of regularisation."""
+    for name, value in {"STEPS": 50, "SEEDS": (0, 1), "HELD": 128}.items():
+        monkeypatch.setattr(dymoe_toy, name, value)
+    variants = {name: dymoe_toy.VARIANTS[name] for name in ("growth alone", "+ TAG")}
+    monkeypatch.setattr(dymoe_toy, "VARIANTS", variants)
+    rows = {row["case"].partition(",")[0]: row for row in benchmarks.measure("dymoe-toy")}
+    assert set(rows) == {"BWT", "final accuracy", "accuracy just after learning"}
+    assert rows["BWT"]["ours"] > rows["BWT"]["peer"] + 0.03
+    assert rows["BWT"]["ratio"] == pytest.approx(rows["BWT"]["ours"] - rows["BWT"]["peer"])
+    assert rows["accuracy just after learning"]["ours"] > 0.5
+
+
+def test_regularisation_acts_in_the_second_half_of_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = []
+    for steps, weight in ((2, 100.0), (8, 0.0), (8, 100.0)):
+        monkeypatch.setattr(dymoe_toy, "STEPS", steps)
+        tables.append(dymoe_toy.accuracies(0, dymoe_toy.Guidance(), weight))
+    assert not torch.equal(tables[1], tables[2])
+    monkeypatch.setattr(dymoe_toy, "STEPS", 2)
+    assert torch.equal(tables[0], dymoe_toy.accuracies(0, dymoe_toy.Guidance(), 0.0))
