@@ -251,8 +251,8 @@ def described(scene: Scene) -> tuple[str, str]:
     things of different shapes and colours, the tone, the shape or the place of one of them, the numeral of a digit. All
     in other words than the families have, of shapes that they do not ask this of, and nothing is counted or compared.
     """
-    kind = scene.generator.integers(6)
-    return _thing(scene, alone=kind == 0) if kind < 2 else _feature(scene, int(kind) - 2)
+    kind = int(scene.generator.integers(8))
+    return _thing(scene, alone=kind < 3) if kind < 4 else _feature(scene, kind - 4)
 
 
 def _thing(scene: Scene, *, alone: bool) -> tuple[str, str]:
@@ -263,7 +263,7 @@ def _thing(scene: Scene, *, alone: bool) -> tuple[str, str]:
         for where in generator.permutation(4)[: 1 if alone else 3].tolist():
             scene.write(int(generator.integers(characters)), where)
     else:
-        for _ in range(1 if alone else 8):
+        for _ in range(1 if alone else int(generator.integers(2, 9))):
             kind = scene.some((*SHAPES, "digit"), 1)[0]
             scene.put(scene.some(NUMBERS, 1)[0] if kind == "digit" else kind, scene.some(colours, 1)[0])
     kinds = scene.kinds
@@ -275,9 +275,10 @@ def _thing(scene: Scene, *, alone: bool) -> tuple[str, str]:
 
 
 def _feature(scene: Scene, which: int) -> tuple[str, str]:
-    """The tone, the place or the shape of one of several things, or the numeral of a digit among them."""
+    """The tone, the place or the shape of one of some things, or the numeral of a digit among them."""
     pool = (TONED, FOUND, SHAPES, NUMBERS)[which]
-    kinds, colours = scene.some(pool, len(COLOURS)), scene.some(list(COLOURS), len(COLOURS))
+    things = int(scene.generator.integers(1, len(COLOURS) + 1))
+    kinds, colours = scene.some(pool, things), scene.some(list(COLOURS), things)
     for kind, colour in zip(kinds, colours, strict=True):
         scene.put(kind, colour)
     if which == 3:
