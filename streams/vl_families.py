@@ -38,10 +38,11 @@ def quarter(k: int) -> Array:
 
 
 class Scene:
-    """A picture in the making. marks, colours: int64[16], as ``paint`` takes them."""
+    """A picture in the making. marks, colours: int64[16], as ``paint`` takes them. plain: with as little in it as its
+    question allows."""
 
-    def __init__(self, pen: Ink, held: bool, generator: np.random.Generator) -> None:
-        self.pen, self.held, self.generator = pen, int(held), generator
+    def __init__(self, pen: Ink, held: bool, generator: np.random.Generator, *, plain: bool = False) -> None:
+        self.pen, self.held, self.generator, self.plain = pen, int(held), generator, plain
         self.marks = np.full(CELLS, NOTHING, np.int64)
         self.colours = np.zeros(CELLS, np.int64)
 
@@ -67,6 +68,13 @@ class Scene:
         drawings = self.pen.characters[self.held][character]
         self.marks[quarter(where)] = drawings[self.generator.integers(len(drawings))]
         self.colours[quarter(where)] = self.generator.integers(len(COLOURS))
+
+    def leave(self, asked: Slots, kinds: Sequence[str]) -> None:
+        """Take away all but the objects of these kinds that words of a question mean: by colour, by shape, by both."""
+        shapes = [k for k in kinds if k in asked] or kinds
+        colours = [c for c, colour in enumerate(COLOURS) if colour in asked] or range(len(COLOURS))
+        meant = np.isin(self.kinds, [KINDS.index(k) for k in shapes]) & np.isin(self.colours, list(colours))
+        self.marks[~meant] = NOTHING
 
     def clutter(self, but: Sequence[str]) -> None:
         """Objects of other kinds, in colours by lot."""
@@ -252,7 +260,7 @@ def described(scene: Scene) -> tuple[str, str]:
     in other words than the families have, of shapes that they do not ask this of, and nothing is counted or compared.
     """
     kind = int(scene.generator.integers(8))
-    return _thing(scene, alone=kind < 3) if kind < 4 else _feature(scene, kind - 4)
+    return _thing(scene, alone=scene.plain or kind < 3) if kind < 4 else _feature(scene, kind - 4)
 
 
 def _thing(scene: Scene, *, alone: bool) -> tuple[str, str]:
@@ -277,7 +285,7 @@ def _thing(scene: Scene, *, alone: bool) -> tuple[str, str]:
 def _feature(scene: Scene, which: int) -> tuple[str, str]:
     """The tone, the place or the shape of one of some things, or the numeral of a digit among them."""
     pool = (TONED, FOUND, SHAPES, NUMBERS)[which]
-    things = int(scene.generator.integers(1, len(COLOURS) + 1))
+    things = 1 if scene.plain else int(scene.generator.integers(1, len(COLOURS) + 1))
     kinds, colours = scene.some(pool, things), scene.some(list(COLOURS), things)
     for kind, colour in zip(kinds, colours, strict=True):
         scene.put(kind, colour)

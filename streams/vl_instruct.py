@@ -41,7 +41,8 @@ class VlInstruct:
     """order: families of tasks, of count, colour, position, read, compare, match; empty for all of them in this order
     (match only where Omniglot is). train_rows: of each experience. test_rows: held-out rows of each. epochs: passes
     over each experience. source_rows: descriptions that a model is trained on before the stream. validation: other
-    rows of the same kind, to tune learning rates on.
+    rows of the same kind, to tune learning rates on. plain: pictures of nothing but what is asked for, for models too
+    small to find one thing among others; within a family the picture alone then tells more.
     """
 
     order: tuple[str, ...] = ()
@@ -50,6 +51,7 @@ class VlInstruct:
     epochs: int = 1
     source_rows: int = 8000
     validation: bool = False
+    plain: bool = False
 
 
 class Asked(NamedTuple):
@@ -83,7 +85,9 @@ def vl_instruct(params: VlInstruct, seed: int) -> Stream:
     tokens = trained_tokens([*descriptions(), *DESCRIBED, *families[0].questions, *families[0].answers], VOCABULARY)
     length = max(len(_encoded(tokens, question).ids) for question in questions)
     pen = ink(omniglot_file() if NEEDS_OMNIGLOT in order else None)
-    rows = _Rows(tokens, length, {answer: k for k, answer in enumerate(answers)}, pen, seed, params.validation)
+    rows = _Rows(
+        tokens, length, {answer: k for k, answer in enumerate(answers)}, pen, seed, params.validation, params.plain
+    )
     parts = [[rows.of(name, n, p) for n, p in ((params.train_rows, TRAIN), (params.test_rows, TEST))] for name in order]
     stream = stream_of(
         [Task(n, *(Rows(x, np.arange(len(x)), y) for x, y, _ in both)) for n, both in zip(order, parts, strict=True)],
@@ -140,11 +144,12 @@ class _Rows:
     pen: Ink
     seed: int
     validation: bool
+    plain: bool
 
     def of(self, name: str, n: int, purpose: int) -> tuple[Array, Array, Array]:
         """x int32[n, d] and y int64[n] of a family, and what the patches show: int8[n, 16]."""
         generator = np.random.default_rng([self.seed, purpose, list(FAMILIES).index(name), int(self.validation)])
-        asked = ask(FAMILIES[name], n, self.pen, purpose == TEST, generator)
+        asked = ask(FAMILIES[name], n, self.pen, purpose == TEST, generator, plain=self.plain)
         x, y = self._packed(asked, generator)
         return x, y, np.where(asked.marks == NOTHING, NOTHING, self.pen.kind[asked.marks]).astype(np.int8)
 
@@ -158,7 +163,7 @@ class _Rows:
         generator = np.random.default_rng([BROAD, purpose])
         scenes, asked = [], []
         for _ in range(n):
-            scene = Scene(self.pen, purpose == TEST, generator)
+            scene = Scene(self.pen, purpose == TEST, generator, plain=self.plain)
             asked.append(described(scene))
             scenes.append(scene)
         x, y = self._packed(_gathered(scenes, asked), generator)
@@ -170,13 +175,15 @@ class _Rows:
         return x, np.array([self.codes[answer] for answer in asked.answers], np.int64)
 
 
-def ask(family: Family, n: int, pen: Ink, held: bool, generator: np.random.Generator) -> Asked:
+def ask(family: Family, n: int, pen: Ink, held: bool, generator: np.random.Generator, *, plain: bool = False) -> Asked:
     """Scenes of a family, and of each one of the questions that it admits in one of the wordings, all by lot."""
     scenes, asked = [], []
     for _ in range(n):
-        scene = Scene(pen, held, generator)
+        scene = Scene(pen, held, generator, plain=plain)
         facts = list(family.scene(scene).items())
         slots, answer = facts[generator.integers(len(facts))]
+        if plain:
+            scene.leave(slots, family.asks)
         asked.append((family.question(int(generator.integers(len(family.wordings))), slots), answer))
         scenes.append(scene)
     return _gathered(scenes, asked)

@@ -24,7 +24,7 @@ from driftway.streams.vl_families import (
     quarter,
 )
 from driftway.streams.vl_instruct import Lookup, ask
-from driftway.streams.vl_pictures import COLOURS, KINDS, NOTHING, Ink, ink, paint
+from driftway.streams.vl_pictures import COLOURS, KINDS, NOTHING, Ink, ink, omniglot_file, paint
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -288,3 +288,19 @@ def test_lookup() -> None:
         mixed[:20] = other[:20]
         with pytest.raises(dw.InputError):
             lookup.of(mixed[None])
+
+
+def test_plain_pictures_show_what_is_asked_for_alone(drawn: Path) -> None:  # noqa: ARG001
+    pen = ink(omniglot_file())
+    rng = np.random.default_rng(3)
+    for name, family in FAMILIES.items():
+        asked = ask(family, 60, pen, False, rng, plain=True)
+        shown = [np.flatnonzero(marks != NOTHING) for marks in asked.marks]
+        if name == "count":
+            assert [NUMBERS[len(cells)] for cells in shown] == asked.answers
+        elif name in ("colour", "position", "read"):
+            assert {len(cells) for cells in shown} == {1}
+        if name == "colour":
+            palette = list(COLOURS)
+            assert [palette[colours[cells[0]]] for colours, cells in zip(asked.colours, shown)] == asked.answers
+    assert dw.stream("vl-instruct", **SMALL, plain=True).spec.source.train()[0].shape[0] == 60
