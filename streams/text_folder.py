@@ -140,7 +140,7 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 def _object(line: bytes) -> dict[str, Any] | str:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError):

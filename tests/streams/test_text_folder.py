@@ -148,3 +148,11 @@ def test_lines_that_are_not_utf8_or_too_deep_are_bad_lines(tmp_path: Path) -> No
     (tmp_path / "x.jsonl").write_bytes(b'{"prompt": "\xff"}\n' + b"[" * 200_000 + b"\n" + good)
     reasons = [event.reason for event in dw.stream(tmp_path) if isinstance(event, Rejected)]
     assert reasons == ["x.jsonl, line 1: not UTF-8", "x.jsonl, line 2: not JSON"]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path) -> None:
+    lines = [json.dumps(row).encode() for row in pairs(4)]
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    events = list(dw.stream(tmp_path))
+    assert not [event for event in events if isinstance(event, Rejected)]
+    assert sum(len(event) for event in events if isinstance(event, dw.Batch)) == 3
