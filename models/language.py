@@ -85,6 +85,12 @@ class Context:
             self._real, self.again = now
 
 
+def context_of(net: nn.Module) -> Context | None:
+    """That of the network, or of its body; None where neither reads tokens."""
+    found = (getattr(module, "context", None) for module in (net, getattr(net, "body", None)))
+    return next((context for context in found if isinstance(context, Context)), None)
+
+
 @dataclass(slots=True)
 class Prompts:
     """Rows taken apart. ids: int64[B, L], padding behind each prompt; lengths: int64[B], at least 1; pixels:

@@ -12,6 +12,7 @@ stopped run goes on bit for bit).
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .kernels.inference_linear import Linear
-from .language import LanguageNetwork, Layout, Prompts
+from .language import Context, LanguageNetwork, Layout, Prompts
 from .language_bodies import Causal, EncoderDecoder
 from .networks import Network
 from .vision import import_torchvision
@@ -74,10 +75,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
         self.layout = layout
+        self.context = Context()
 
     def forward(self, x: Tensor) -> Tensor:
         prompts = Prompts.of(x, self.layout)
         real = prompts.real(prompts.ids.shape[1])
+        self.context.set(real)
         mask = None if bool(real.all()) else real
         out: Tensor = self.model(input_ids=prompts.ids, attention_mask=mask).last_hidden_state[:, 0]
         return out
@@ -239,6 +242,9 @@ def _check(body: Any, layout: Layout) -> None:
             f"model {name} knows {rows} tokens and the stream's tokenizer has {layout.vocabulary}: give the stream the "
             "model's own tokenizer (tokenizer=FOLDER)"
         )
+    most, needed = _places(body, layout)
+    if most < needed:
+        raise ValueError(f"model {name} reads at most {most} tokens, and rows of this stream may need {needed}: length")
     vision = getattr(body.config, "vision_config", None)
     if layout.image is not None and vision is None:
         raise ValueError(f"model {name} does not look at images, and the rows of this stream have one: take llava")
@@ -249,6 +255,16 @@ def _check(body: Any, layout: Layout) -> None:
         )
     if vision is not None and vision.patch_size != layout.patch:
         raise ValueError(f"model {name} cuts images at {vision.patch_size} pixels, this stream at {layout.patch}")
+
+
+def _places(body: Any, layout: Layout) -> tuple[float, int]:
+    """(places that the model has, those that a row and its answer take); inf where it knows no limit."""
+    config = body.config.get_text_config(decoder=True)
+    first = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    alone = body.config.is_encoder_decoder or body.get_output_embeddings() is None
+    patches = 0 if layout.image is None else (layout.image[1] // layout.patch) * (layout.image[2] // layout.patch)
+    needed = layout.length if alone else patches + layout.length + layout.answers.shape[1] - 1
+    return getattr(config, "max_position_embeddings", None) or math.inf, first + needed
 
 
 def _sizes(kind: str, sizes: str) -> tuple[int, int, int]:

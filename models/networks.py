@@ -7,7 +7,7 @@ continual learning), ``torchvision:resnet18`` (any classifier of torchvision, un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import torch
@@ -112,6 +112,24 @@ def build(name: str, shape: Sequence[int], classes: int, *, norm: str = "batch",
         torch.manual_seed(seed)
         body, features = _BODIES[kind](sizes or DEFAULTS[kind], tuple(shape), norm)
         return Network(body, Linear(features, classes))
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; what has several (an embedding that is the head, too) once, by the first."""
+    named = net.state_dict(keep_vars=True)
+    return {name: named[name] for name, first in _first_names(named).items() if name == first}
+
+
+def load_tensors(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Take over a copy of what ``tensors_of`` gave."""
+    others = {n: one for n, one in _first_names(net.state_dict(keep_vars=True)).items() if n != one}
+    net.load_state_dict({**tensors, **{name: tensors[first] for name, first in others.items()}})
+
+
+def _first_names(named: Mapping[str, Tensor]) -> dict[str, str]:
+    """The first name of each tensor by all of its names."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named.items()}
 
 
 def grow_head(net: Network, classes: int, seed: int) -> None:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.dymoe import ExpertLinear, Found, Guidance, Pass, Routing, joined
+from ...models.language import context_of
 from ...streams import InputError
 from ..learner import State
 from .adapters import attach, freeze
@@ -161,7 +162,7 @@ class IncMoELoRA(DyMoE):
 class _Experts(Active):
     def __init__(self, learner: GradientLearner, values: MoELoRA | DyMoE, routing: Routing, guidance: Guidance) -> None:
         self.learner, self.values = learner, values
-        self.shared = Pass(context=getattr(learner.net, "context", None))
+        self.shared = Pass(context=context_of(learner.net))
 
         def beside(layer: nn.Module, number: int) -> ExpertLinear:
             return ExpertLinear(

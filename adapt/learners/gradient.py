@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ...models.inputs import Columns, Pixels, Tokens
 from ...models.kernels.inference_linear import Linear
-from ...models.networks import Network, build, grow_head
+from ...models.networks import Network, build, grow_head, load_tensors, tensors_of
 from ...models.optimisers import SGD, AdamW, Only, Optimiser, grow_slots
 from ...streams import Array, Batch, Boundary, InputError, StreamSpec
 from ..learner import Learner, Prediction, State
@@ -226,7 +226,8 @@ class GradientLearner(Learner):
             return None  # answers depend on the running scale of the columns as well
         if any(part.reshapes for part in self.techniques):
             return None
-        return [t.detach().numpy(force=True) for t in self.net.state_dict(keep_vars=True).values()]
+        found = [t.detach() for t in tensors_of(self.net).values()]
+        return [(t.view(torch.int16) if t.dtype is torch.bfloat16 else t).numpy(force=True) for t in found]
 
     # --- learning -----------------------------------------------------------------------------------------------
 
@@ -392,7 +393,7 @@ class GradientLearner(Learner):
 
     def state(self) -> State:
         return {
-            "net": dict(self.net.state_dict(keep_vars=True)),
+            "net": tensors_of(self.net),
             "classes": self.classes,
             "optimiser": self.optimiser.state(),
             "inputs": self.inputs.state(),
@@ -413,7 +414,7 @@ class GradientLearner(Learner):
         if self.memory is not None:
             self.memory.load(state["memory"])
         self.policy.load(state["policy"])
-        self.net.load_state_dict(state["net"])
+        load_tensors(self.net, state["net"])
         self.net.eval()
         self.optimiser.load(state["optimiser"])
         self.inputs.load(state["inputs"])

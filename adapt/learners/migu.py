@@ -35,7 +35,7 @@ from ...models.kernels.inference_linear import PLAIN
 from ...models.kernels.row_choice import Choice, RowSlot, Together
 from ...models.kernels.row_sparse_linear import row_sparse_conv, row_sparse_linear
 from ...models.kernels.row_sparse_optimizer import FACTORS
-from ...models.language import Context
+from ...models.language import Context, context_of
 from ...models.named import CONVOLUTIONS, is_transposed, linears, shortened, sizes
 from ...models.optimisers import AdamW, Entries, Only, Optimiser, RowSet
 from ...streams import InputError
@@ -147,7 +147,7 @@ class _MIGU(Active):
         )
         whole = values.migu_mode == "reference" or learner.params.split_gradients
         factors = FACTORS if isinstance(learner.optimiser, AdamW) and not learner.params.clip else 0
-        real = None if values.migu_padding else getattr(learner.net, "context", None)
+        real = None if values.migu_padding else context_of(learner.net)
         chosen = _chosen(learner, values.migu_layers)
         if values.migu_mode == "lazy":
             _check_lazy(chosen)

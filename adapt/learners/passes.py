@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...models.language import LanguageNetwork
+from ...models.language import LanguageNetwork, context_of
 from ...streams import InputError
 
 Precision = Literal["float32", "autocast", "bfloat16"]
@@ -67,6 +67,7 @@ class Passes:
         if not self.micro_batch or len(x) <= self.micro_batch or not torch.is_grad_enabled():
             out: Tensor = run(x, y)
             return out
-        again = {"context_fn": self.net.context.repeats} if self.writes else {}
+        context = context_of(self.net)
+        again = {} if context is None else {"context_fn": context.repeats}
         pairs = zip(x.split(self.micro_batch), y.split(self.micro_batch))
         return torch.cat([checkpoint(run, *pair, use_reentrant=False, **again) for pair in pairs])

@@ -66,6 +66,10 @@ class SparseNet:
     ) -> None:
         if learner.params.head_only:
             raise InputError("masks are of the network's body: it must be trained (head_only is set)")
+        if learner.writes:
+            raise InputError(
+                "masks of weights are for networks that give scores of classes: this one writes its answers"
+            )
         self.learner, self.generator, self.sparsity = learner, generator, sparsity
         net, device = learner.net, learner.device
         self.costs = layer_costs(net, torch.zeros((1, *learner.inputs.shape), device=device))

@@ -206,6 +206,7 @@ def test_a_peft_model_trains_its_adapter_alone(teach: Callable[..., Any]) -> Non
         ("er-ace", {}, "ERACE cannot be combined with a network that writes"),
         ("derpp", {}, "DERpp cannot be combined with a network that writes"),
         ("lwf", {}, "LwF cannot be combined with a network that writes"),
+        ("finetune+sparcl", {}, "masks of weights are for networks that give scores"),
         ("er", {"single_head": True}, "single_head is for networks with a head"),
         ("er", {"head_only": True}, "head_only is for networks with a head"),
         ("er", {"model": "t5:30-1-4"}, "sizes are width-layers-heads"),
@@ -247,3 +248,37 @@ def test_a_head_grows_in_its_own_precision(small_tasks: Callable[..., dw.Stream]
     other.load(copy_state(one.state()))
     assert digest(other.state()) == digest(one.state())
     assert other.probe(given.spec.experiences[0].x)().shape == (20, 6)
+
+
+def test_what_is_tied_is_kept_once(teach: Callable[..., Any]) -> None:
+    given = dw.rebatch(stream(24), 8)
+    for model, names in (("llama:16-1-2", 2), ("t5:16-1-2", 4)):
+        one, other = (dw.learner("er", given.spec, seed=seed, model=model) for seed in (1, 2))
+        teach(one, given)
+        kept = one.state()["net"]
+        tied = [
+            n for n, w in one.net.state_dict(keep_vars=True).items() if w is one.net.body.get_input_embeddings().weight
+        ]
+        assert len(tied) == names
+        assert [n for n in tied if n in kept] == tied[:1]
+        other.load(copy_state(one.state()))
+        assert all(torch.equal(w, other.weights[n]) for n, w in one.weights.items())
+        assert other.net.body.get_output_embeddings().weight is other.net.body.get_input_embeddings().weight
+
+
+def test_an_encoder_tells_its_layers_which_tokens_are_real() -> None:
+    """MIGU's score of two rows, one padded to the other's length, is the sum of the rows' own."""
+    given = stream(24)
+    x = next(e for e in given if isinstance(e, dw.Batch)).x[:2].copy()
+    x[0, 3:], x[1, 3:] = 0, 20
+    learner: Any = dw.learner("finetune+migu", given.spec, seed=1, model="roberta:16-1-2", migu_from=0)
+    migu = learner.techniques[0]
+    slot = next(iter(migu.layers.values())).slot
+    learner._mode(training=True)
+    found = []
+    for rows in ([0, 1], [0], [1]):
+        migu.before_forward([])
+        learner.outputs(learner._tensor(x[rows]), torch.zeros(len(rows), dtype=torch.int64))
+        found.append(slot.score.clone())
+        slot.take()
+    torch.testing.assert_close(found[0], found[1] + found[2], atol=1e-5, rtol=1e-5)

@@ -79,6 +79,29 @@ class TestFamily:
                 assert token == (PAD if ended else int(z.argmax()))
                 ended |= token == EOS
 
+    def test_transformers_writes_the_same_and_has_the_same_loss(self, name: str) -> None:
+        """Each row alone, without padding, as a script with ``generate`` and ``labels`` would do it; patches first."""
+        net, (x, y) = net_of(name, seed=3), rows(name, 4)
+        body: Any = net.body
+        prompts = Prompts.of(x, net.layout)
+        written = net.way.write(prompts, 6)
+        for i, size in enumerate(prompts.lengths.tolist()):
+            ids, given = prompts.ids[i : i + 1, :size], {}
+            if prompts.pixels is not None:
+                ids = torch.cat([torch.full((1, 4), len(WORDS)), ids], 1)
+                given["pixel_values"] = (prompts.pixels[i : i + 1] / 255 - 0.5) / 0.5
+            told = {"attention_mask": torch.ones_like(ids), "eos_token_id": EOS, "pad_token_id": PAD, **given}
+            out = body.generate(input_ids=ids, do_sample=False, max_new_tokens=6, **told)
+            new = out[0, 1:] if name.startswith("t5") else out[0, ids.shape[1] :]
+            assert torch.equal(written[i, : len(new)], new)
+            assert not written[i, len(new) :].any()
+            labels = net.targets[y[i : i + 1], : int(net.sizes[y[i]])]
+            if not name.startswith("t5"):
+                ids = torch.cat([ids, labels], 1)
+                labels = torch.cat([torch.full((1, ids.shape[1] - labels.shape[1]), -100), labels], 1)
+            mine = net.loss(net(x[i : i + 1], y[i : i + 1]), y[i : i + 1])
+            torch.testing.assert_close(body(input_ids=ids, labels=labels, **given).loss, mine, atol=1e-5, rtol=0)
+
     def test_answers_do_not_depend_on_the_rows_beside(self, name: str) -> None:
         net, (x, _) = net_of(name), rows(name, 7)
         net.eval()
@@ -235,6 +258,11 @@ def test_models_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     looks: Any = net_of("llava:16-1-2").body
     with pytest.raises(ValueError, match="looks at images of 8 x 8 pixels"):
         language_network(looks, text(), 4)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    short = GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), n_positions=LENGTH + 1, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(ValueError, match="reads at most 10 tokens, and rows of this stream may need 11"):
+        language_network(short, text(), 4)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be loaded"):
         build_language(str(tmp_path), text(), 4)
