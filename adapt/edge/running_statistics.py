@@ -56,7 +56,7 @@ class FollowingPlan(Plan):
             over = [0, *range(2, h.dim())]
             middle = h.mean(over)
             spread = (h - middle.reshape(1, -1, *(1,) * (h.dim() - 2))).square().mean(over)
-            wide = norm.running_var.clamp(min=float(norm.running_var.mean())) + norm.eps
+            wide = torch.maximum(norm.running_var, norm.running_var.mean()) + norm.eps
             far = FARTHEST * wide.sqrt()
             held = torch.minimum(torch.maximum(middle, norm.running_mean - far), norm.running_mean + far)
             values = torch.scalar_tensor(h.numel() // h.shape[1], dtype=h.dtype)

@@ -152,9 +152,22 @@ def _strip(model: onnx.ModelProto) -> None:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     graph.ClearField("value_info")
+    _drop_unused(graph)
     model.ClearField("producer_version")
     for i, node in enumerate(graph.node):
         node.name = f"{node.op_type}.{i}"
+
+
+def _drop_unused(graph: Any) -> set[str]:
+    """Without constants that no node reads, in graphs inside nodes too; returns the names that it reads."""
+    read = {o.name for o in graph.output} | {name for n in graph.node for name in n.input}
+    for inner in [a.g for n in graph.node for a in n.attribute if a.HasField("g")]:
+        made = {name for n in inner.node for name in n.output} | {i.name for i in inner.initializer}
+        read |= _drop_unused(inner) - made
+    kept = [i for i in graph.initializer if i.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return read
 
 
 def _nodes(graph: Any) -> list[Any]:

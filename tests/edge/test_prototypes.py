@@ -117,6 +117,8 @@ def test_a_bundle_follows_a_stream(csfa: Path) -> None:
     made = learner(IN_BUNDLE, "convnet:8")
     edge = dw.learner(f"edge:{csfa}", made.spec)
     assert any(n.op_type == "If" for n in onnx.load(csfa / "adapt.onnx").graph.node)
+    runner: Runner = edge.runner  # type: ignore[attr-defined]
+    runner.guard.limits = {**runner.guard.limits, "every": 10**9}  # random weights answer too little to be judged
     for i, (n, y) in enumerate(SESSIONS):
         batch = rows(n, i + 1, y)
         ours, theirs = made.predict(batch), edge.predict(batch)
@@ -127,9 +129,22 @@ def test_a_bundle_follows_a_stream(csfa: Path) -> None:
                 follower.learn(batch, said)
     asked = rows(30, 99)
     assert_allclose(edge.predict(asked).scores, made.predict(asked).scores, atol=1e-4)
-    runner: Runner = edge.runner  # type: ignore[attr-defined]
     assert runner.counts["steps"] == made.counts["steps"]
     assert runner.counts["learnt"] == sum(len(y) for _, y in SESSIONS if y)
+
+
+def test_a_rollback_leaves_what_labels_taught(csfa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(csfa)
+    first = {n: v.copy() for n, v in runner.state().items()}
+    runner.learn(rows(3, 1).x, [2, 2, 6])
+    runner.adapt(rows(20, 2).x)
+    assert not np.array_equal(runner.state()["moving"], first["moving"])
+    monkeypatch.setattr(runner.guard, "limits", {**runner.guard.limits, "every": 1})
+    monkeypatch.setattr(runner.guard, "look", lambda *_: "collapsed")
+    runner.adapt(rows(20, 3).x)
+    assert runner.counts["rollbacks"] == 1
+    assert_allclose(runner.state()["moving"], first["moving"], rtol=0, atol=0)
+    assert runner.state()["prototypes"][:, -1].tolist() == [1, 1, 1, 0, 1, 1, 1]
 
 
 def test_more_rows_than_can_wait_are_refused() -> None:
