@@ -30,6 +30,9 @@ from .vision import import_torchvision
 
 SIZES = {"t5": "128-2-4", "llama": "128-2-4", "qwen2": "128-2-4", "llava": "128-2-4", "roberta": "128-2-4"}
 """Names, and the sizes that they have where none are given."""
+WIDE = 0.55
+"""First weights of llava deviate by WIDE / sqrt(width): the usual 0.02 of wide models, where attention of narrow ones
+would begin so even that they take thousands of updates to look at an image at all."""
 MISSING = "language models need transformers, peft and tokenizers: pip install driftway[lm]"
 
 
@@ -156,7 +159,9 @@ def _llava(text: dict[str, Any], layout: Layout) -> Any:
     if height != across or height % layout.patch:
         raise ValueError(f"model llava needs square images of whole patches, not {height} x {across} at {layout.patch}")
     width, heads = text["hidden_size"], text["num_attention_heads"]
+    spread = {"initializer_range": WIDE * width**-0.5}
     vision = CLIPVisionConfig(
+        **spread,
         hidden_size=width,
         intermediate_size=4 * width,
         num_hidden_layers=text["num_hidden_layers"],
@@ -167,7 +172,7 @@ def _llava(text: dict[str, Any], layout: Layout) -> Any:
     )
     return LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**text | {"vocab_size": layout.vocabulary + 1}),
+        text_config=LlamaConfig(**text | spread | {"vocab_size": layout.vocabulary + 1}),
         image_token_index=layout.vocabulary,
         vision_feature_layer=-1,
         tie_word_embeddings=True,
