@@ -17,6 +17,8 @@ from typing import Any, get_type_hints
 
 from ..streams import Dataset, InputError
 
+PATHS = "csv, tsv, jsonl (.gz too), parquet, npz; a folder whose .jsonl files are tasks: prompts and answers"
+
 
 def columns(rows: Iterable[Sequence[str]], *, header: Sequence[str] = ()) -> str:
     """Rows as aligned columns; the last one is wrapped under itself to the width of the terminal."""
@@ -81,7 +83,7 @@ def _streams(name: str | None) -> None:
         rows = [(n, e.summary) for n, e in STREAMS.items()]
         print(
             columns(
-                [*rows, ("river:NAME", "any data set of river"), ("PATH", "csv, tsv, jsonl (.gz too), parquet, npz")]
+                [*rows, ("river:NAME", "any data set of river"), ("PATH", PATHS)]
             )
         )
         return

@@ -68,6 +68,6 @@ class Passes:
             out: Tensor = run(x, y)
             return out
         context = context_of(self.net)
-        again = {} if context is None else {"context_fn": context.repeats}
+        again: dict[str, Any] = {} if context is None else {"context_fn": context.repeats}
         pairs = zip(x.split(self.micro_batch), y.split(self.micro_batch))
         return torch.cat([checkpoint(run, *pair, use_reentrant=False, **again) for pair in pairs])
