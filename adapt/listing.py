@@ -81,11 +81,7 @@ def _streams(name: str | None) -> None:
 
     if name is None:
         rows = [(n, e.summary) for n, e in STREAMS.items()]
-        print(
-            columns(
-                [*rows, ("river:NAME", "any data set of river"), ("PATH", PATHS)]
-            )
-        )
+        print(columns([*rows, ("river:NAME", "any data set of river"), ("PATH", PATHS)]))
         return
     about = describe(name)
     print(f"{name}: {about['summary']}\n")
