@@ -11,8 +11,8 @@ of new ones that comes of it is in the case. Peers:
 
 What was expected, and came (AMD EPYC, one thread): the loop's products have 4 columns, so it loses most of the
 processor's rate. Sorting saves the share ``new`` of the old bank's products and 1 - new of the new bank's: with 3 % new
-tokens 5 % of a step at 8 tasks, with 36 % a third. Not expected: three quarters of our step were products at half the
-processor's rate, which is the library's choice (``models/kernels/product.py``).
+tokens 5 % of a step at 8 tasks, and it was never slower. Not expected: three quarters of our step were products at half
+the processor's rate, which is the library's choice (``models/kernels/product.py``).
 
 Medians of processor time on one thread, in turn; on a GPU by CUDA events. floor: our time by that of the products
 and bytes that must be, at the rates of this machine: base 2 N d^2 each way; each token the bank it is for, 4 d R, the
