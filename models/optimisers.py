@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .kernels.masked_optimizer import EntryUpdate, pack_mask, update_entries
 from .kernels.row_sparse_optimizer import RowUpdate, update_rows
@@ -176,6 +177,7 @@ class AdamW:
             amsgrad=False,
             maximize=False,
         )
+        increment_version([params[n] for n in names])  # the fused function leaves it alone; packed copies look at it
 
     def _some(self, name: str, weight: Tensor, grad: Tensor, some: Only) -> EntryUpdate | RowUpdate:
         slot = self._slot(name, weight)

@@ -186,3 +186,11 @@ def test_bfloat16_numbers_without_axes_are_rows_of_their_own() -> None:
     params = {"w": torch.ones((), dtype=torch.bfloat16)}
     AdamW(0.25).step(params, {"w": torch.ones((), dtype=torch.bfloat16)}, {})
     assert params["w"].item() == pytest.approx(0.75, abs=0.01)
+
+
+def test_every_update_raises_the_version_of_its_weights() -> None:
+    weight = torch.zeros(3, requires_grad=True)
+    for optimiser in (SGD(0.1), SGD(0.1, 0.9), AdamW(0.1)):
+        before = weight._version
+        optimiser.step({"w": weight}, {"w": torch.ones(3)}, {})
+        assert weight._version > before, "packed copies of weights are made anew where it has risen"
