@@ -30,6 +30,8 @@ from .vision import import_torchvision
 
 SIZES = {"t5": "128-2-4", "llama": "128-2-4", "qwen2": "128-2-4", "llava": "128-2-4", "roberta": "128-2-4"}
 """Names, and the sizes that they have where none are given."""
+SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings of models whose outputs are more than the head's product."""
 WIDE = 0.55
 """First weights of llava deviate by WIDE / sqrt(width): the usual 0.02 of wide models, where attention of narrow ones
 would begin so even that they take thousands of updates to look at an image at all."""
@@ -247,6 +249,9 @@ def _check(body: Any, layout: Layout) -> None:
             f"model {name} knows {rows} tokens and the stream's tokenizer has {layout.vocabulary}: give the stream the "
             "model's own tokenizer (tokenizer=FOLDER)"
         )
+    shaped = [key for key in SHAPED if getattr(body.config, key, None) not in (None, 1, 1.0)]
+    if shaped:
+        raise ValueError(f"model {name} scales or caps its outputs ({', '.join(shaped)}), which is not done here")
     most, needed = _places(body, layout)
     if most < needed:
         raise ValueError(f"model {name} reads at most {most} tokens, and rows of this stream may need {needed}: length")

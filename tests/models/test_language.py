@@ -263,6 +263,10 @@ def test_models_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     short = GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), n_positions=LENGTH + 1, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(ValueError, match="reads at most 10 tokens, and rows of this stream may need 11"):
         language_network(short, text(), 4)
+    scaled = net_of("llama:16-1-2").body
+    scaled.config.logits_scaling = 8.0
+    with pytest.raises(ValueError, match=r"scales or caps its outputs \(logits_scaling\)"):
+        language_network(scaled, text(), 4)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be loaded"):
         build_language(str(tmp_path), text(), 4)
