@@ -22,8 +22,7 @@ def normalised(text: str) -> str:
     >>> normalised("-1.5.")
     '-1.5'
     """
-    text = text.strip().lower()
-    return _STRIPPED.sub("", text) or text
+    return _STRIPPED.sub("", text.lower())
 
 
 def answer_lengths(answers: Array, eos: int) -> Array:

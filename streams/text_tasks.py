@@ -79,8 +79,7 @@ def normalised(text: str) -> str:
     >>> normalised(" Science or Technology.") == normalised("science or technology")
     True
     """
-    text = text.strip().lower()
-    return _STRIPPED.sub("", text) or text
+    return _STRIPPED.sub("", text.lower())
 
 
 def together(parts: Sequence[Examples]) -> Examples:

@@ -300,8 +300,8 @@ def _feature(scene: Scene, which: int) -> tuple[str, str]:
         return framed(wording.format(colours[asked])), kinds[asked]
     if which == 0:
         return framed(wording.format(kinds[asked])), colours[asked]
-    (cell,) = np.flatnonzero(scene.kinds == KINDS.index(kinds[asked]))
-    return framed(wording.format(kinds[asked])), "row {}, column {}".format(*_place(int(cell)))
+    there = int(np.flatnonzero(scene.kinds == KINDS.index(kinds[asked]))[0])
+    return framed(wording.format(kinds[asked])), "row {}, column {}".format(*_place(there))
 
 
 def _place(cell: int) -> tuple[str, str]:

@@ -81,7 +81,8 @@ class _AdaB2N(Active):
         )
         self.layers = balanced_layers(learner.net)
         if not self.layers:
-            given = f"model {learner.params.model} with norm {learner.params.norm}"
+            given = "the model" if learner.params.model == "auto" else f"model {learner.params.model}"
+            given += f" with norm {learner.params.norm}"
             raise InputError(f"adab2n balances batch norms; {given} has none: take convnet, resnet18 or mlp-norm")
         self.names = [n for n, _ in learner.net.named_parameters() if n.rpartition(".")[2] == "psi"]
         learner.optimiser.undecayed |= set(self.names)

@@ -160,6 +160,8 @@ class IncMoELoRA(DyMoE):
 
 
 class _Experts(Active):
+    reshapes = True
+
     def __init__(self, learner: GradientLearner, values: MoELoRA | DyMoE, routing: Routing, guidance: Guidance) -> None:
         self.learner, self.values = learner, values
         self.shared = Pass(context=context_of(learner.net))
@@ -242,7 +244,6 @@ class _Experts(Active):
 
 
 class _Growing(_Experts):
-    reshapes = True
     values: DyMoE
 
     def __init__(self, learner: GradientLearner, values: DyMoE, routing: Routing, guidance: Guidance) -> None:

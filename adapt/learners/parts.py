@@ -70,7 +70,8 @@ class Active:
     """
 
     reshapes: bool = False
-    """Whether parameters of the network change their shapes on the way."""
+    """Whether parameters of the network change their shapes on the way, or layers keep copies of them in another form:
+    nobody can then predict elsewhere with these arrays alone."""
 
     def loss(self, now: Rows) -> Loss:
         """What is minimised; a policy's part alone."""

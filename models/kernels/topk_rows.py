@@ -53,7 +53,7 @@ def topk_rows(score: Tensor, k: int | Layers, path: Path | None = None) -> Tenso
     if isinstance(k, Layers):
         if score.shape != (sum(k.sizes),):
             raise ValueError(f"scores of shape {tuple(score.shape)} are not those of layers of {k.sizes} rows")
-        total, table, widest = sum(k.counts), k.table, max(k.sizes, default=0)
+        total, table, widest = sum(k.counts), k.table, max((0, *k.sizes))
     else:
         total, table, widest = k, None, score.shape[-1]
         if not 0 <= k <= widest:

@@ -96,6 +96,9 @@ def test_the_arrays_are_all_that_answers_depend_on(name: str, settings: dict[str
         learner, other = build(name, **settings), build(name, **settings)
     except InputError as refusal:
         pytest.skip(str(refusal))
+    if any(part.reshapes for part in learner.techniques):
+        assert learner.predicting() is None
+        return
     x = learner.spec.experiences[0].x
     ask = other.probe(x)
     for number, batch in enumerate(dw.rebatch(dw.stream("split-digits"), 10)):

@@ -178,7 +178,7 @@ def test_what_a_small_experiment_shows(teach) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({}, "model mlp with norm batch has none: take convnet"),
+        ({"model": "mlp"}, "model mlp with norm batch has none: take convnet"),
         ({"model": "convnet:4", "norm": "group"}, "with norm group has none"),
         ({"model": "convnet:4", "joint": False}, "joint must be true"),
         ({"model": "convnet:4", "kappa": 1.5}, "kappa must lie in 0..1"),
