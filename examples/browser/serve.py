@@ -6,6 +6,7 @@ What the page needs and is not there yet (``made``) is made first, by ``make.py`
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -50,6 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Serves the page on this machine.")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start in the background ignore it
     try:
         if not (HERE / RUNTIME).exists():
             raise OSError(f"ONNX Runtime Web is not installed; run: npm ci --prefix {HERE}")

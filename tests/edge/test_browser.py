@@ -231,7 +231,10 @@ def test_the_server_says_what_is_missing_and_where_the_page_is(folder: Path) -> 
         with urllib.request.urlopen(address) as answer:
             assert b"<h1>" in answer.read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        try:
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
 
 
 def test_the_runtime_is_pinned_and_no_registry_is_named() -> None:
