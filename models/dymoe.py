@@ -305,11 +305,7 @@ class ExpertLinear(nn.Module):
         return x * kept / (1 - self.dropout)
 
     def _whole(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """A, B and the router's rows of all experts, made anew where a weight has moved since.
-
-        Weights' versions tell of that, but for fused optimisers, which do not count them: a pass in training mode
-        comes before any of their updates, and it drops what was kept.
-        """
+        """A, B and the router's rows of all experts, made anew where a weight has moved since, as its version tells."""
         tensors = (self.old_a, self.new_a, self.old_b, self.new_b, self.old_router, self.new_router)
         key = (dtype, *((t.data_ptr(), t._version) for t in tensors))
         if self._kept is None or self._kept[0] != key:

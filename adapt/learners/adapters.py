@@ -34,6 +34,8 @@ def attach(
     head = getattr(learner.net, "head", None)
     chosen = {name: layer for name, layer in found.items() if layer is not head and ".lora_" not in name}
     made = {name: make(layer, number) for number, (name, layer) in enumerate(chosen.items())}
+    for layer in made.values():
+        layer.train(learner.net.training)
     replace(learner.net, {chosen[name]: layer for name, layer in made.items()})
     return made
 

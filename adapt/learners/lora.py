@@ -102,8 +102,6 @@ class OLoRA(LoRA):
 
 
 class _LoRA(Active):
-    reshapes = True
-
     def __init__(self, learner: GradientLearner, values: LoRA) -> None:
         self.learner, self.values = learner, values
 
@@ -135,6 +133,8 @@ class _LoRA(Active):
 
 
 class _Growing(_LoRA):
+    reshapes = True
+
     def boundary(self) -> None:
         for number, layer in enumerate(self.layers.values()):
             layer.grow(seed_of(self.learner, number, self.adapters))

@@ -112,7 +112,8 @@ def test_the_arrays_are_all_that_answers_depend_on(name: str, settings: dict[str
     for place, array in zip(mine, given, strict=True):
         np.copyto(place, array)
     np.testing.assert_array_equal(ask(), learner.probe(x)())
-    assert all(a.ctypes.data == b.ctypes.data for a, b in zip(given, learner.predicting() or [], strict=True))
+    again = zip(given, learner.predicting() or [], strict=True)
+    assert all(a.ctypes.data == b.ctypes.data for a, b in again if a.size)
 
 
 @pytest.mark.usefixtures("nothing_left")

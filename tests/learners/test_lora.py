@@ -183,3 +183,11 @@ def test_values_out_of_range(values: dict[str, Any]) -> None:
         dw.LoRA(**values)
     with pytest.raises(ValueError, match="ortho and ortho_l2"):
         dw.OLoRA(ortho=-1.0)
+
+
+@pytest.mark.parametrize("name", ["lora", "moe-lora"])
+def test_nothing_is_dropped_from_answers_before_the_first_update(name: str) -> None:
+    spec = dw.stream("split-digits").spec
+    dropout = {"lora_dropout": 0.5} if name == "lora" else {"expert_dropout": 0.5}
+    learner: Any = dw.learner(name, spec, model="mlp:16", **dropout)
+    assert not any(module.training for module in learner.net.modules())
