@@ -19,16 +19,20 @@ from ...models.arrays import from_dict, to_dict
 from ...models.encoding import encoded_width, new_encoder
 from ...models.guarded import new_guards
 from ...models.held import hold
-from ...models.hoeffding import ADAPTIVE, Rules, most_leaves, new_forest, with_classes, with_room
-from ...models.router import new_router
+from ...models.hoeffding import ADAPTIVE, Rules, new_forest, with_classes, with_trees
+from ...models.router import new_router, with_outputs
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Learner, Prediction, State
 from . import driftmoe_data as data
+from . import driftmoe_task as task
 from .hoeffding_tree import category_counts
+from .row_model import RowModel
 from .segments import classes_in, plain, test_then_train
 
 RULES = ((0, 0, 0.9), (4, 0, 0.9), (8, 0, 0.8), (0, 4, 0.9), (2, 4, 0.9), (8, 4, 0.8))
 """(gamma, kappa, rho) of the answers that compete: three by vote, three with the router's say."""
+NOTED = ("z", "p", "said")
+"""Names of ``driftmoe_data.new_notes`` in a trace."""
 
 
 class DriftMoE(Learner):
@@ -113,8 +117,6 @@ class DriftMoE(Learner):
         super().__init__(spec, params, seed)
         self._settings = effective(self.params)
         if self._settings.variant == "task":
-            from .driftmoe_task import TaskMixture
-
             self._mixture: DataMixture | TaskMixture = TaskMixture(spec, self._settings, seed)
         else:
             self._mixture = DataMixture(spec, self._settings, seed)
@@ -202,9 +204,6 @@ class DataMixture:
         encoder = new_encoder(fan, clip=5.0 if s.scale else 0.0)
         width, experts = encoded_width(encoder), trees + len(s.linear_rates)
         router_seed, tree_seed = np.random.SeedSequence(seed).spawn(2)
-        split = 1 + max(2, *fan) if s.faithful else 3
-        self._room = split * (s.top_k if s.faithful else 2 * trees)
-        self._max_bytes = int(s.max_mib * 2**20)
         pool = data.Pool(
             forest=new_forest(widths * 2, fan, classes, int(tree_seed.generate_state(1)[0])),
             guards=new_guards(trees),
@@ -219,83 +218,148 @@ class DataMixture:
             usage=np.zeros(experts),
             trained=np.zeros(experts, np.int64),
         )
-        self._work_on(pool)
+        self.rows = RowModel(
+            data.pass_rows,
+            lambda pool: hold((self.plan, pool, data.new_desk(pool))),
+            pool,
+            classes=classes,
+            room=(1 + max(2, *fan) if s.faithful else 3) * (s.top_k if s.faithful else 2 * trees),
+            max_bytes=int(s.max_mib * 2**20),
+        )
 
-    def _work_on(self, pool: data.Pool) -> None:
-        """Take these arrays for the model from now on."""
-        self.pool = pool
-        self._model = hold((self.plan, pool, data.new_desk(pool)))
-        self._most_leaves = most_leaves(pool.forest, self._max_bytes)
+    @property
+    def pool(self) -> data.Pool:
+        """The arrays that the model works on."""
+        pool: data.Pool = self.rows.pool
+        return pool
 
     def predict(self, batch: Batch) -> Prediction:
         """Scores of every row; the trace holds z[B, E], p[B, E, C] and said[B, R] (see ``driftmoe_data.pass_rows``)."""
-        return self._pass(plain(batch.x), np.empty(0, np.int64), 0, len(batch), train=False)
+        noted = data.new_notes(self.pool, len(batch))
+        return Prediction(*self.rows.predict(plain(batch.x), noted), dict(zip(NOTED, noted, strict=True)))
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         """Learn every row with what was known when it was predicted."""
         assert batch.y is not None
         self._know(classes_in(batch.y))
-        self._pass(plain(batch.x), plain(batch.y), 0, len(batch), train=True, known=prediction)
+        z, p, said = (prediction.trace[name] for name in NOTED)
+        if p.shape[2] < self.rows.classes:
+            p = np.pad(p, [(0, 0), (0, 0), (0, self.rows.classes - p.shape[2])])
+        self.rows.learn(plain(batch.x), plain(batch.y), (z, p, said), prediction.output)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
 
     def known_classes(self) -> int:
-        return len(self.pool.labels)
+        return self.rows.classes
 
     def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
         """Test, then train, on rows [start, stop), whose classes are all known."""
-        done = self._pass(x[start:stop], y[start:stop], 0, stop - start, train=True)
-        return Prediction(done.output, done.scores)
-
-    def _pass(
-        self, x: Array, y: Array, at: int, stop: int, *, train: bool, known: Prediction | None = None
-    ) -> Prediction:
-        """Through the compiled rows; ``known`` is the prediction to learn with, where rows were predicted before."""
-        n, (experts, classes) = len(x), (len(self.pool.usage), len(self.pool.labels))
-        answers, out = np.empty(n, np.int64), np.empty((n, classes))
-        if known is None:
-            z, p = np.empty((n, experts), np.float32), np.empty((n, experts, classes))
-            said = np.zeros((n, len(self.pool.standing)), np.int64)
-        else:
-            z, p, said = (known.trace[key] for key in ("z", "p", "said"))
-            if p.shape[2] < classes:
-                p = np.concatenate([p, np.zeros((n, experts, classes - p.shape[2]))], axis=2)
-        while at < stop:
-            room = self._make_room() if train else 0
-            rows = (x, y, z, p, said, answers, out, at, stop)
-            at = data.pass_rows(self._model, *rows, known is None, train, room)
-        return Prediction(answers, out, {"z": z, "p": p, "said": said})
-
-    def _make_room(self) -> int:
-        """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
-        forest, room = with_room(self.pool.forest, self._room, self._most_leaves)
-        if forest is not self.pool.forest:
-            self._work_on(self.pool._replace(forest=forest))
-        return room
+        noted = data.new_notes(self.pool, stop - start)
+        return Prediction(*self.rows.test_then_train(x[start:stop], y[start:stop], noted))
 
     def _know(self, classes: int) -> None:
         """Make room for more classes."""
-        old = len(self.pool.labels)
-        if classes <= old:
-            return
-        grow = classes - old
-        self._work_on(
-            self.pool._replace(
+        grow = classes - self.rows.classes
+        if grow > 0:
+            pool = self.pool._replace(
                 forest=with_classes(self.pool.forest, classes),
                 linear=np.pad(self.pool.linear, [(0, 0), (0, grow), (0, 0)]),
                 labels=np.pad(self.pool.labels, (0, grow)),
             )
-        )
+            self.rows.work_on(pool, classes)
 
     def state(self) -> State:
         return to_dict(self.pool)
 
     def load(self, state: State) -> None:
-        self._work_on(from_dict(data.Pool, state))
+        pool = from_dict(data.Pool, state)
+        self.rows.work_on(pool, len(pool.labels))
 
     def telemetry(self) -> dict[str, float]:
         """Each expert's decayed share in the answers, missing values filled in, how many trees were replaced."""
         shares = {f"expert_{i}": round(float(share), 6) for i, share in enumerate(self.pool.usage)}
         replaced = float(self.pool.guards.replaced.sum())
         return {**shares, "imputed": float(self.pool.encoder.imputed[0]), "resets": replaced}
+
+
+class TaskMixture:
+    """MoE-Task: owns the arrays, makes room in them, and calls the compiled algorithm."""
+
+    def __init__(self, spec: StreamSpec, s: DriftMoE.Params, seed: int) -> None:
+        fan = category_counts(spec)
+        classes = max(2, spec.n_classes or 2)
+        self.plan = task.Plan(
+            rules=Rules(s.grace, s.delta, s.tau, ADAPTIVE, forget_pure=s.faithful, multiway=False),
+            trees=not s.faithful,
+            dropout=s.faithful,
+            rate=s.rate,
+            seed=seed,
+        )
+        encoder = new_encoder(fan, clip=5.0 if s.scale else 0.0)
+        pool = task.Pool(
+            forest=new_forest([len(fan)] * classes, fan, 2, seed),
+            encoder=encoder,
+            router=new_router(
+                encoded_width(encoder), (s.hidden, s.hidden // 2), classes, 1, np.random.default_rng(seed)
+            ),
+            labels=np.zeros(classes),
+        )
+        self.rows = RowModel(
+            task.pass_rows,
+            lambda pool: hold((self.plan, pool)),
+            pool,
+            classes=classes,
+            room=3 * classes,
+            max_bytes=int(s.max_mib * 2**20),
+        )
+
+    @property
+    def pool(self) -> task.Pool:
+        """The arrays that the model works on."""
+        pool: task.Pool = self.rows.pool
+        return pool
+
+    def predict(self, batch: Batch) -> Prediction:
+        return Prediction(*self.rows.predict(plain(batch.x)))
+
+    def learn(self, batch: Batch, prediction: Prediction) -> None:
+        assert batch.y is not None
+        self._know(classes_in(batch.y))
+        self.rows.learn(plain(batch.x), plain(batch.y), (), prediction.output)
+
+    def test_then_train(self, batch: Batch) -> Prediction:
+        return test_then_train(self, batch)
+
+    def known_classes(self) -> int:
+        return self.rows.classes
+
+    def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
+        """Test, then train, on rows [start, stop), whose classes are all known."""
+        return Prediction(*self.rows.test_then_train(x[start:stop], y[start:stop]))
+
+    def _know(self, classes: int) -> None:
+        """Append a tree and a router output for each new class."""
+        old = self.rows.classes
+        if classes > old:
+            rng = np.random.default_rng([self.plan.seed, old])
+            pool = self.pool._replace(
+                forest=with_trees(self.pool.forest, classes, self.plan.seed),
+                router=with_outputs(self.pool.router, classes, rng),
+                labels=np.pad(self.pool.labels, (0, classes - old)),
+            )
+            self.rows.room = 3 * classes
+            self.rows.work_on(pool, classes)
+
+    def state(self) -> State:
+        return to_dict(self.pool)
+
+    def load(self, state: State) -> None:
+        pool = from_dict(task.Pool, state)
+        self.rows.room = 3 * len(pool.labels)
+        self.rows.work_on(pool, len(pool.labels))
+
+    def telemetry(self) -> dict[str, float]:
+        """Leaves in use by all trees, missing values filled in; trees are never thrown away here."""
+        leaves = len(self.pool.forest.leaf) - int(self.pool.forest.used[1])
+        return {"leaves": float(leaves), "imputed": float(self.pool.encoder.imputed[0]), "resets": 0.0}

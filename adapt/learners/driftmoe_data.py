@@ -19,7 +19,7 @@ Legend: d columns, D encoded inputs, E experts (T trees, then M linear models), 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 from ...models.compiled import compiled, inner
 from ...models.encoding import Encoder, bound, encode, observe_scale
 from ...models.guarded import Guards, learn_guarded, poisson, watch
-from ...models.held import Held
 from ...models.hoeffding import Forest, Rules, predict_tree, top
 from ...models.linear import softmax_scores, softmax_step
 from ...models.router import Router, collect, route, sigmoid
 from ...models.splitting import has_room, sum_of
+
+if TYPE_CHECKING:
+    from ...models.held import Held
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -112,6 +114,16 @@ def new_desk(pool: Pool) -> Desk:
         np.zeros(n_classes),
         np.zeros(e, np.float32),
         np.ones(e, np.float32),
+    )
+
+
+def new_notes(pool: Pool, n: int) -> tuple[Singles, Floats, Ints]:
+    """Room for z[n, E], p[n, E, C] and said[n, R]: what ``learn_row`` wants back of n rows."""
+    experts, rules = len(pool.usage), len(pool.standing)
+    return (
+        np.empty((n, experts), np.float32),
+        np.empty((n, experts, len(pool.labels))),
+        np.zeros((n, rules), np.int64),
     )
 
 

@@ -20,30 +20,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...models.arrays import from_dict, to_dict
 from ...models.compiled import compiled, inner
-from ...models.encoding import Encoder, bound, encode, encoded_width, new_encoder, observe_scale
-from ...models.held import Held, hold
-from ...models.hoeffding import (
-    ADAPTIVE,
-    Forest,
-    Rules,
-    most_leaves,
-    new_forest,
-    predict_tree,
-    top,
-    with_room,
-    with_trees,
-)
-from ...models.router import Router, collect, new_router, route, sigmoid, with_outputs
+from ...models.encoding import Encoder, bound, encode, observe_scale
+from ...models.hoeffding import Forest, Rules, predict_tree, top
+from ...models.router import Router, collect, route, sigmoid
 from ...models.splitting import has_room, learn_tree, sum_of
-from ...streams import Array, Batch, StreamSpec
-from ..learner import Prediction, State
-from .hoeffding_tree import category_counts
-from .segments import classes_in, plain, test_then_train
 
 if TYPE_CHECKING:
-    from .driftmoe import DriftMoE
+    from ...models.held import Held
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -158,91 +142,3 @@ def pass_rows(
         if train:
             learn_row(plan, pool, row, y[b])
     return stop
-
-
-class TaskMixture:
-    """MoE-Task: owns the arrays, makes room in them, and calls the compiled algorithm."""
-
-    def __init__(self, spec: StreamSpec, s: DriftMoE.Params, seed: int) -> None:
-        fan = category_counts(spec)
-        classes = max(2, spec.n_classes or 2)
-        self.plan = Plan(
-            rules=Rules(s.grace, s.delta, s.tau, ADAPTIVE, forget_pure=s.faithful, multiway=False),
-            trees=not s.faithful,
-            dropout=s.faithful,
-            rate=s.rate,
-            seed=seed,
-        )
-        encoder = new_encoder(fan, clip=5.0 if s.scale else 0.0)
-        self._max_bytes = int(s.max_mib * 2**20)
-        pool = Pool(
-            forest=new_forest([len(fan)] * classes, fan, 2, seed),
-            encoder=encoder,
-            router=new_router(
-                encoded_width(encoder), (s.hidden, s.hidden // 2), classes, 1, np.random.default_rng(seed)
-            ),
-            labels=np.zeros(classes),
-        )
-        self._work_on(pool)
-
-    def _work_on(self, pool: Pool) -> None:
-        """Take these arrays for the model from now on."""
-        self.pool = pool
-        self._model = hold((self.plan, pool))
-        self._most_leaves = most_leaves(pool.forest, self._max_bytes)
-
-    def predict(self, batch: Batch) -> Prediction:
-        return self._pass(plain(batch.x), np.empty(0, np.int64), 0, len(batch), test=True, train=False)
-
-    def learn(self, batch: Batch, prediction: Prediction) -> None:
-        assert batch.y is not None
-        self._know(classes_in(batch.y))
-        self._pass(plain(batch.x), plain(batch.y), 0, len(batch), test=False, train=True)
-
-    def test_then_train(self, batch: Batch) -> Prediction:
-        return test_then_train(self, batch)
-
-    def known_classes(self) -> int:
-        return len(self.pool.labels)
-
-    def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
-        """Test, then train, on rows [start, stop), whose classes are all known."""
-        return self._pass(x[start:stop], y[start:stop], 0, stop - start, test=True, train=True)
-
-    def _pass(self, x: Array, y: Array, at: int, stop: int, *, test: bool, train: bool) -> Prediction:
-        answers, out = np.empty(len(x), np.int64), np.empty((len(x), len(self.pool.labels)))
-        while at < stop:
-            room = self._make_room() if train else 0
-            at = pass_rows(self._model, x, y, answers, out, at, stop, test, train, room)
-        return Prediction(answers, out)
-
-    def _make_room(self) -> int:
-        """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
-        forest, room = with_room(self.pool.forest, 3 * len(self.pool.labels), self._most_leaves)
-        if forest is not self.pool.forest:
-            self._work_on(self.pool._replace(forest=forest))
-        return room
-
-    def _know(self, classes: int) -> None:
-        """Append a tree and a router output for each new class."""
-        old = len(self.pool.labels)
-        if classes > old:
-            rng = np.random.default_rng([self.plan.seed, old])
-            self._work_on(
-                self.pool._replace(
-                    forest=with_trees(self.pool.forest, classes, self.plan.seed),
-                    router=with_outputs(self.pool.router, classes, rng),
-                    labels=np.pad(self.pool.labels, (0, classes - old)),
-                )
-            )
-
-    def state(self) -> State:
-        return to_dict(self.pool)
-
-    def load(self, state: State) -> None:
-        self._work_on(from_dict(Pool, state))
-
-    def telemetry(self) -> dict[str, float]:
-        """Leaves in use by all trees, missing values filled in; trees are never thrown away here."""
-        leaves = len(self.pool.forest.leaf) - int(self.pool.forest.used[1])
-        return {"leaves": float(leaves), "imputed": float(self.pool.encoder.imputed[0]), "resets": 0.0}

@@ -16,33 +16,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...models.arrays import from_dict, to_dict
-from ...models.compiled import compiled
-from ...models.encoding import bound
-from ...models.guarded import Guards, learn_guarded, new_guards, watch
-from ...models.held import Held, hold
-from ...models.hoeffding import (
-    ADAPTIVE,
-    BAYES,
-    MAJORITY,
-    Forest,
-    Rules,
-    most_leaves,
-    new_forest,
-    predict_tree,
-    top,
-    with_classes,
-    with_room,
-)
-from ...models.splitting import has_room
+from ...models.guarded import new_guards
+from ...models.held import hold
+from ...models.hoeffding import ADAPTIVE, BAYES, MAJORITY, Rules, new_forest, with_classes
 from ...streams import Array, Batch, StreamSpec
 from ..learner import Learner, Prediction, State
+from .hoeffding_rows import Plan, Pool, pass_rows
+from .row_model import RowModel
 from .segments import classes_in, plain, test_then_train
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 LEAVES = {"majority": MAJORITY, "bayes": BAYES, "adaptive": ADAPTIVE}
 OPEN_SLOTS = 64
@@ -55,44 +38,6 @@ def category_counts(spec: StreamSpec) -> list[int]:
         known = 0 if column.categories is None else max(1, len(column.categories))
         counts.append(max(known, OPEN_SLOTS) if known and column.open else known)
     return counts
-
-
-@compiled
-def pass_rows(
-    model: Held,
-    x: Floats,
-    y: Ints,
-    answers: Ints,
-    out: Floats,
-    start: int,
-    stop: int,
-    test: bool,
-    train: bool,
-    room: int,
-) -> int:
-    """Test, train, or both, row after row, in [start, stop) of x[B, d]; out[B, C]. A tree without data says class 0.
-
-    guard: float64[2], ADWIN's deltas for warning and drift, or empty where the tree is not guarded. Stops before a
-    row to be trained on when there is no room for ``room`` leaves; returns where it stopped. model: a handle on
-    (forest, guards, rules, guard).
-    """
-    forest, guards, rules, guard = model.value
-    scratch = np.empty(forest.counts.shape[1])
-    row = np.empty(x.shape[1])
-    for b in range(start, stop):
-        if train and not has_room(forest, room):
-            return b
-        bound(x[b], row)
-        if test:
-            known = predict_tree(forest, rules, 0, row, out[b])
-            answers[b] = top(out[b]) if known else 0
-            if not known:
-                out[b] = 1.0 / out.shape[1]
-        if train and guard.shape[0] > 0:
-            watch(forest, guards, 0, 0.0 if answers[b] == y[b] else 1.0, guard[0], guard[1])
-        if train:
-            learn_guarded(forest, rules, guards, 0, row, y[b], 1.0, scratch)
-    return stop
 
 
 class HoeffdingTree(Learner):
@@ -132,67 +77,50 @@ class HoeffdingTree(Learner):
     def __init__(self, spec: StreamSpec, params: Params | None = None, seed: int = 0) -> None:
         super().__init__(spec, params, seed)
         p, fan = self.params, category_counts(spec)
-        self._rules = Rules(
-            p.grace, p.delta, p.tau, LEAVES[p.leaf], multiway=not (p.binary or p.adaptive), max_depth=p.max_depth
+        multiway, classes = not (p.binary or p.adaptive), max(2, spec.n_classes or 2)
+        rules = Rules(p.grace, p.delta, p.tau, LEAVES[p.leaf], multiway=multiway, max_depth=p.max_depth)
+        self.plan = Plan(rules, np.array([p.warning, p.drift] if p.adaptive else [], np.float64))
+        self.rows = RowModel(
+            pass_rows,
+            lambda pool: hold((self.plan, pool)),
+            Pool(new_forest([len(fan)] * 2, fan, classes, seed), new_guards(1)),
+            classes=classes,
+            room=4 + (max(fan) if multiway else 2),
+            max_bytes=int(p.max_mib * 2**20),
         )
-        self._guard = np.array([p.warning, p.drift] if p.adaptive else [], np.float64)
-        self._room = 4 + (max(fan) if self._rules.multiway else 2)
-        self._max_bytes = int(p.max_mib * 2**20)
-        self._work_on(new_forest([len(fan)] * 2, fan, max(2, spec.n_classes or 2), seed), new_guards(1))
-
-    def _work_on(self, forest: Forest, guards: Guards) -> None:
-        """Take these arrays for the model from now on."""
-        self._forest, self._guards = forest, guards
-        self._model = hold((forest, guards, self._rules, self._guard))
-        self._most_leaves = most_leaves(forest, self._max_bytes)
 
     def predict(self, batch: Batch) -> Prediction:
-        return self._pass(plain(batch.x), np.empty(0, np.int64), None, train=False)
+        return Prediction(*self.rows.predict(plain(batch.x)))
 
     def learn(self, batch: Batch, prediction: Prediction) -> None:
         assert batch.y is not None
         self._know(classes_in(batch.y))
-        self._pass(plain(batch.x), plain(batch.y), prediction.output, train=True)
+        self.rows.learn(plain(batch.x), plain(batch.y), (), prediction.output)
 
     def test_then_train(self, batch: Batch) -> Prediction:
         return test_then_train(self, batch)
 
     def known_classes(self) -> int:
-        return self._forest.counts.shape[1]
+        return self.rows.classes
 
     def run(self, x: Array, y: Array, start: int, stop: int) -> Prediction:
         """Test, then train, on rows [start, stop), whose classes are all known."""
-        return self._pass(x[start:stop], y[start:stop], None, train=True)
-
-    def _pass(self, x: Array, y: Array, known: Array | None, *, train: bool) -> Prediction:
-        """Through the compiled rows; ``known`` holds the answers to learn with, where rows were predicted before."""
-        n = len(x)
-        answers = np.empty(n, np.int64) if known is None else known
-        out = np.empty((n, self._forest.counts.shape[1]))
-        at = 0
-        while at < n:
-            room = self._make_room() if train else 0
-            at = pass_rows(self._model, x, y, answers, out, at, n, known is None, train, room)
-        return Prediction(answers, out)
-
-    def _make_room(self) -> int:
-        """Leaves that one row may take at most, after enlarging the forest where needed; 0 at the memory bound."""
-        forest, room = with_room(self._forest, self._room, self._most_leaves)
-        if forest is not self._forest:
-            self._work_on(forest, self._guards)
-        return room
+        return Prediction(*self.rows.test_then_train(x[start:stop], y[start:stop]))
 
     def _know(self, classes: int) -> None:
-        if classes > self._forest.counts.shape[1]:
-            self._work_on(with_classes(self._forest, classes), self._guards)
+        pool = self.rows.pool
+        if classes > self.rows.classes:
+            self.rows.work_on(pool._replace(forest=with_classes(pool.forest, classes)), classes)
 
     def state(self) -> State:
-        return {"forest": to_dict(self._forest), "guards": to_dict(self._guards)}
+        return to_dict(self.rows.pool)
 
     def load(self, state: State) -> None:
-        self._work_on(from_dict(Forest, state["forest"]), from_dict(Guards, state["guards"]))
+        pool = from_dict(Pool, state)
+        self.rows.work_on(pool, pool.forest.counts.shape[1])
 
     def telemetry(self) -> dict[str, float]:
         """Leaves in use, and how often the tree was replaced."""
-        leaves = len(self._forest.leaf) - int(self._forest.used[1])
-        return {"leaves": float(leaves), "resets": float(self._guards.replaced.sum())}
+        forest, guards = self.rows.pool
+        leaves = len(forest.leaf) - int(forest.used[1])
+        return {"leaves": float(leaves), "resets": float(guards.replaced.sum())}

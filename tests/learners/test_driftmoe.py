@@ -224,7 +224,7 @@ def test_rows_and_blocks_give_the_same_bits_while_memory_grows_and_at_its_bound(
     assert digest(blocks.state()) == digest(rows.state())
     forest = blocks._mixture.pool.forest  # type: ignore[attr-defined]
     leaves = check_slots(forest)
-    bound = blocks._mixture._most_leaves  # type: ignore[attr-defined]
+    bound = blocks._mixture.rows.most_leaves  # type: ignore[attr-defined]
     assert len(forest.leaf) <= bound
     assert (leaves > bound - 3) == bool(settings)
 
@@ -255,12 +255,12 @@ def test_more_classes_mean_fewer_leaves_within_the_same_memory() -> None:
     spec = dw.StreamSpec("growing", tuple(dw.Column(c) for c in "abc"))
     learner: Any = dw.learner("driftmoe", spec, max_mib=8)
     batch = dw.Batch(np.arange(2), np.zeros((2, 3)), 0.0, np.array([0, 300]))
-    before = learner._mixture._most_leaves
+    before = learner._mixture.rows.most_leaves
     learner.test_then_train(batch)
-    assert learner._mixture._most_leaves < before / 50
+    assert learner._mixture.rows.most_leaves < before / 50
     other: Any = dw.learner("driftmoe", spec, max_mib=8)
     other.load(copy_state(learner.state()))
-    assert other._mixture._most_leaves == learner._mixture._most_leaves
+    assert other._mixture.rows.most_leaves == learner._mixture.rows.most_leaves
 
 
 @pytest.mark.parametrize("settings", [{}, {"faithful": True}, {"scale": False}, {"scale": False, "answer": "vote"}])

@@ -70,7 +70,7 @@ def test_adaptive_replaces_its_tree_after_an_abrupt_drift(check_slots: Any) -> N
     assert adaptive.telemetry()["resets"] >= 1
     assert plain.telemetry()["resets"] == 0
     assert hits[1] > hits[0] + 0.05
-    check_slots(adaptive._forest)
+    check_slots(adaptive.rows.pool.forest)
 
 
 def test_adaptive_leaves_its_tree_alone_where_nothing_drifts(coin_flips: Any) -> None:
@@ -93,7 +93,7 @@ def test_at_the_memory_bound_the_tree_stops_growing_and_goes_on_learning(first_r
     bound: Any = dw.learner("hoeffding-tree", spec, grace=20, delta=0.1, max_mib=0.1)
     for learner in (grown, bound):
         learner.test_then_train(batch.rows(slice(0, 6_000)))
-    assert check_slots(grown._forest) > check_slots(bound._forest) > 50
+    assert check_slots(grown.rows.pool.forest) > check_slots(bound.rows.pool.forest) > 50
     assert state_bytes(bound.state()) < 0.15 * 2**20 < state_bytes(grown.state())
     size, before = state_bytes(bound.state()), digest(bound.state())
     answers = bound.test_then_train(batch.rows(slice(6_000, None))).output

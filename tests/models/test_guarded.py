@@ -72,7 +72,7 @@ def told(errors: np.ndarray) -> tuple[Any, np.ndarray]:
     for i in range(n):
         row = slice(i, i + 1)
         learner.learn(dw.Batch(np.array([i]), x[row], 0.0, y[row]), dw.Prediction(answers[row]))
-        roots[i] = learner._forest.root
+        roots[i] = learner.rows.pool.forest.root
     return learner, roots
 
 
@@ -95,7 +95,7 @@ def test_a_jump_replaces_the_tree_at_once(check_slots: Any) -> None:
     learner, roots = told(coin(np.where(np.arange(3_000) < 1_000, 0.1, 0.7)))
     swap = int(np.flatnonzero(np.diff(roots[:, 0]))[0]) + 1
     assert 1_000 < swap < 1_100
-    check_slots(learner._forest)
+    check_slots(learner.rows.pool.forest)
 
 
 def test_a_fall_of_the_error_changes_nothing() -> None:
