@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from .kernels.inference_linear import PLAIN
 from .kernels.product import frozen_linear, product
 from .named import sizes
+from .router_start import router_rows
 from .token_groups import TokenGroups, balance, cosine_scores, guided, routing, routing_score_terms, token_groups, unit
 
 
@@ -30,12 +31,14 @@ from .token_groups import TokenGroups, balance, cosine_scores, guided, routing, 
 class Routing:
     """How tokens find experts, in training and after it.
 
-    top_k: of all experts, below 1: all. temperature: T_r. kind: cosine [U], or linear, a plain product (CoIN).
+    top_k: of all experts, below 1: all. temperature: T_r. kind: cosine [U], or linear, a plain product (CoIN). start:
+    of a new bank's rows, random [U] or tokens, at those of its first batch (``models/router_start.py``).
     """
 
     top_k: int = 16
     temperature: float = 0.01
     kind: Literal["cosine", "linear"] = "cosine"
+    start: Literal["random", "tokens"] = "random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,13 @@ class ExpertLinear(nn.Module):
             for weight in (self.new_a, self.new_router):
                 weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * edge)
             self.new_b.zero_()
+        self.placed = self.routing.start == "random"
+
+    def _place(self, tokens: Tensor) -> None:
+        """The new router's rows at the first tokens that the bank learns from."""
+        with torch.no_grad():
+            self.new_router.copy_(router_rows(tokens.detach(), self.old_unit, self.experts))
+        self.placed = True
 
     def _norm(self) -> None:
         """The old router's directions, once for every task; what was kept of other banks is no longer true."""
@@ -250,6 +260,8 @@ class ExpertLinear(nn.Module):
 
     def _trained(self, tokens: Tensor, real: Tensor | None, dtype: torch.dtype) -> Tensor:
         self._kept = None
+        if not self.placed:
+            self._place(tokens if real is None else tokens[real])
         scores, old = self.scores(tokens), len(self.old_router)
         if not old:
             w = self.weights(scores)

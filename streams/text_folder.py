@@ -67,7 +67,7 @@ def open_folder(path: str | Path, params: FolderParams, seed: int = 0) -> BlockS
     """Every ``.jsonl`` (or ``.jsonl.gz``) file of a folder as a task, in the order of their names.
 
     Held out to judge by are the rows of ``name.test.jsonl`` beside ``name.train.jsonl``, or those whose ``split`` says
-    test (or validation, dev); where nothing does, the last fifth. An ``instruction`` in a line comes before its prompt.
+    test (or validation, dev); where nothing does, the last fifth. All tasks have held-out rows, or none. An ``instruction`` in a line comes before its prompt.
     Lines that are no JSON object, lack a key or have no usable answer are ``Rejected`` as the task begins. Raises
     InputError, in one line with file and line, for a file without any good line.
     """
@@ -86,6 +86,12 @@ def open_folder(path: str | Path, params: FolderParams, seed: int = 0) -> BlockS
     for task in tasks:
         if not len(task.train):
             raise InputError(f"{path}: {task.name}: there are rows to test on, but none to train on")
+    unjudged = [task.name for task in tasks if not len(task.test)]
+    if 0 < len(unjudged) < len(tasks):
+        raise InputError(
+            f"{path}: {unjudged[0]}: no row is held out to judge by, as other tasks have them: "
+            f"give it {unjudged[0]}.test.jsonl, or two rows without a split"
+        )
     return text_stream(
         path.name or str(path.resolve().name),
         tasks,

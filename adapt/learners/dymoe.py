@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,8 @@ class DyMoE:
     """Experts that a token reaches, of all there are; 0: all."""
     routing_temperature: float = 0.01
     """Temperature of the router's softmax over cosines."""
+    router_start: Literal["random", "tokens"] = "random"
+    """Router rows of a new bank begin at random, or (ours) at what its first tokens have that old rows do not."""
     tag: bool = True
     """Token assignment guidance: in training old and ambiguous tokens go to old experts only."""
     tau: float = 0.2
@@ -136,7 +138,7 @@ class DyMoE:
 
     def start(self, learner: GradientLearner) -> Active:
         guidance = Guidance(self.tag, self.exclusive, self.tau, self.rsr_temperature)
-        return _Growing(learner, self, Routing(self.top_k, self.routing_temperature), guidance)
+        return _Growing(learner, self, Routing(self.top_k, self.routing_temperature, start=self.router_start), guidance)
 
 
 @dataclass(frozen=True)
@@ -300,11 +302,14 @@ class _Growing(_Experts):
         return {"tokens": super().facts()["tokens"] | self.probe.facts(self.learner.task + 1)}
 
     def state(self) -> State:
-        return super().state() | {"banks": self.banks, "drift": self.probe.state()}
+        placed = [layer.placed for layer in self.layers.values()]
+        return super().state() | {"banks": self.banks, "placed": placed, "drift": self.probe.state()}
 
     def load(self, state: State) -> None:
         for layer in self.layers.values():
             layer.resize(int(state["banks"]) - 1)
+        for layer, placed in zip(self.layers.values(), state["placed"], strict=True):
+            layer.placed = bool(placed)
         self.probe.load(state["drift"])
         super().load(state)
 

@@ -112,6 +112,20 @@ def test_inc_moe_lora_is_dymoe_without_its_two_parts(small_tasks: Any, teach: An
     assert digest(one.state()) != digest(teach(made("dymoe-tag", stream), events).state())
 
 
+@pytest.mark.parametrize("stop", [0, 1, 5, 6], ids=["fresh", "first", "boundary", "second"])
+def test_rows_that_begin_at_tokens_begin_there_once_also_where_a_run_was_resumed(
+    small_tasks: Any, teach: Any, stop: int
+) -> None:
+    """stop: events of 4 batches, a boundary and 4 batches more, after which it is saved and loaded."""
+    stream = small_tasks(2, 40)
+    events = list(dw.rebatch(stream, 10))
+    whole = teach(made("dymoe", stream, router_start="tokens"), events)
+    begun = teach(made("dymoe", stream, router_start="tokens"), events[:stop])
+    resumed = teach(saved_and_loaded(begun, "dymoe", stream, router_start="tokens"), events[stop:])
+    assert digest(resumed.state()) == digest(whole.state())
+    assert digest(whole.state()) != digest(teach(made("dymoe", stream), events).state())
+
+
 def test_regularisation_waits_for_the_second_half(small_tasks: Any, teach: Any) -> None:
     """8 batches of 10: 40 rows are half of it, the ramp begins behind them; the first experience has no old experts."""
     stream = small_tasks(2, 80)

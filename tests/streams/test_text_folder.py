@@ -106,6 +106,9 @@ def test_a_training_file_may_come_without_tests(tmp_path: Path) -> None:
     stream = dw.stream(tmp_path)
     assert stream.spec.experiences == ()
     assert sum(len(event) for event in stream) == 1
+    write(tmp_path / "b.jsonl", *pairs(4))
+    with pytest.raises(InputError, match=r"a: no row is held out to judge by, as other tasks have them: give it a\."):
+        dw.stream(tmp_path)
 
 
 @pytest.mark.parametrize(
