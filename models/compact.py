@@ -79,7 +79,7 @@ class Spread(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if len(self.rows) == self.width:
             return x
-        return x.new_zeros(len(x), self.width).index_copy(1, self.rows, x)
+        return x.new_zeros(x.shape[0], self.width).index_copy(1, self.rows, x)
 
 
 def links_of(body: nn.Module) -> list[Link]:

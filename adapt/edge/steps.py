@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...models.encoding import LARGEST_PLAIN, Encoder
 from ...models.inputs import Columns, Pixels
 from ...models.kernels.inference_linear import Linear
+from ...models.kernels.sliced_gradient import SlicedConv2d, SlicedLinear
 from ...streams import InputError
 from ..learner import Learner
 
@@ -37,7 +38,8 @@ class Verb:
 
     rows: (how many, seed) to examples of the inputs that have an axis of rows, by name. reads, writes: names of the
     state that it takes and gives anew. answers: names of the other outputs; ``scores`` has a row for each row.
-    single: it takes one row at a time.
+    single: it takes one row at a time. some: names of the state of which only rows come back, and the answer that says
+    which, int64[k]; what becomes of them is the answer ``some.NAME`` [k, ...].
     """
 
     module: nn.Module
@@ -46,6 +48,7 @@ class Verb:
     writes: tuple[str, ...] = ()
     answers: tuple[str, ...] = ("scores",)
     single: bool = False
+    some: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,14 @@ class ColumnRows(nn.Module):
 
 
 def plain_layers(net: nn.Module) -> nn.Module:
-    """A copy whose linear layers are PyTorch's own: ours choose a library by the number of rows, unknown in a graph."""
+    """A copy whose layers are PyTorch's own: ours choose a library by the number of rows, unknown in a graph, or watch
+    what goes through them."""
     copied = copy.deepcopy(net)
     for layer in copied.modules():
-        if isinstance(layer, Linear):
-            object.__setattr__(layer, "__class__", nn.Linear)
+        vars(layer).pop("forward", None)
+        for ours, plain in ((Linear, nn.Linear), (SlicedLinear, nn.Linear), (SlicedConv2d, nn.Conv2d)):
+            if isinstance(layer, ours):
+                object.__setattr__(layer, "__class__", plain)
     return copied.eval().requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..compiled import compiled
+from .selection import ops_on
 
 Path = Literal["torch", "compiled"]
 LAST = torch.channels_last
@@ -25,7 +26,8 @@ def narrow_join(shortcut: Tensor, branch: Tensor, rows: Tensor, path: Path | Non
     """The output of the block, float[N, C, H, W]."""
     if path is None:
         plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (shortcut, branch))
-        path = "compiled" if plain and shortcut.is_contiguous(memory_format=LAST) else "torch"
+        traced = not ops_on() or torch.compiler.is_compiling()
+        path = "compiled" if plain and not traced and shortcut.is_contiguous(memory_format=LAST) else "torch"
     if path == "compiled":
         out: Tensor = _NarrowJoin.apply(shortcut, branch, rows)
         return out

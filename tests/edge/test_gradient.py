@@ -74,15 +74,15 @@ def test_a_step_is_the_learners(name: str, settings: dict[str, Any]) -> None:
 def test_late_labels_teach_a_bundle(name: str, tmp_path: Path) -> None:
     learner: Any = dw.learner(name, SPEC, model="convnet:4-6", lr=0.05)
     runner = Runner(dw.export(learner, SPEC, tmp_path / "bundle"))
-    rows, before = [row(i) for i in range(8)], {n: v.copy() for n, v in runner.state().items()}
+    rows, before = [row(i) for i in range(8)], {n: v.copy() for n, v in runner.now.items()}
     for batch in rows:
-        runner.step(batch.ids.tolist(), batch.x)
+        runner.adapt(batch.x, batch.ids.tolist())
     for batch in rows[::-1]:
         assert runner.label(batch.ids.tolist(), batch.y.tolist()) == 1
         learner.learn(batch, learner.predict(batch))
     assert runner.label([3, 99], [0, 0]) == 0
     assert_allclose(runner.predict(rows[0].x), learner.predict(rows[0]).scores, atol=1e-4)
-    moved = {n: float(np.abs(v - before[n]).max()) for n, v in runner.state().items() if "running" in n}
+    moved = {n: float(np.abs(v - before[n]).max()) for n, v in runner.now.items() if "running" in n}
     assert min(moved.values()) > 1e-3, "norms answer by statistics that follow the rows"
     assert runner.counts["learnt"] == 8
 
@@ -92,7 +92,7 @@ def test_late_labels_teach_a_bundle(name: str, tmp_path: Path) -> None:
     [
         ("er", {"memory": 10}, "keeps rows to learn from again"),
         ("adab2n", {"model": "convnet:4", "reference": True}, "reference=false"),
-        ("migu", {"model": "mlp:8"}, "no form as a graph yet"),
+        ("ewc", {"model": "mlp:8"}, "no form as a graph yet"),
     ],
 )
 def test_what_has_no_graph_is_said(name: str, settings: dict[str, Any], words: str) -> None:
