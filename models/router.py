@@ -222,6 +222,15 @@ def _errors_below(errors: Singles, w: Singles, units: Singles, out: Singles) -> 
             out[b, i] = out[b, i] if units[b, i] > 0 else np.float32(0)
 
 
+@inner
+def _output_errors(z: Singles, mask: Singles, weight: Singles, rows: int) -> None:
+    """Turn logits z[B, E] into dL/dz = w (sigma(z) - m) / (rows E)."""
+    for b in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            share = weight[b, j] / np.float32(rows * z.shape[1])
+            z[b, j] = (sigmoid(z[b, j]) - mask[b, j]) * share
+
+
 @compiled
 def gradient(router: Router, keep: Singles) -> Singles:
     """dL/dtheta[P] over the whole mini-batch; keep as in ``route``."""
@@ -244,10 +253,7 @@ def _add_gradient(router: Router, keep: Singles, x: Singles, mask: Singles, weig
         _thin(h1[b], keep)
     _forward(theta, second, h1, h2, True)
     _forward(theta, third, h2, g3, False)
-    for b in range(rows):
-        for j in range(e):
-            share = weight[b, j] / np.float32(router.x.shape[0] * e)
-            g3[b, j] = (sigmoid(g3[b, j]) - mask[b, j]) * share
+    _output_errors(g3, mask, weight, router.x.shape[0])
     g1, g2 = np.empty_like(h1), np.empty_like(h2)
     _errors_below(g3, _weights(theta, third, k, e), h2, g2)
     _errors_below(g2, _weights(theta, second, h, k), h1, g1)
@@ -260,8 +266,8 @@ def _add_gradient(router: Router, keep: Singles, x: Singles, mask: Singles, weig
 
 @inner
 def sigmoid(z: float) -> float:
-    """1 / (1 + exp(-z)), in single precision."""
-    return np.float32(1) / (np.float32(1) + np.exp(-np.float32(z)))
+    """1 / (1 + exp(-z)), rounded to single precision once: the same bits whoever computes the exponential."""
+    return np.float32(1.0 / (1.0 + np.exp(-np.float64(z))))
 
 
 @compiled

@@ -1,0 +1,34 @@
+"""What ``models/compiled.py`` is inside a bundle: compiled where the device has Numba, plain Python where it has not.
+
+``export`` puts this file in that one's place. The sources of a bundle do not change, so that Numba's own cache beside
+them is enough. ``NUMBA_DISABLE_JIT=1`` counts as no Numba.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+try:
+    import numba
+except ImportError:
+    COMPILES = False
+else:
+    COMPILES = not numba.config.DISABLE_JIT
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """By IEEE rules, as in the package."""
+    return numba.njit(cache=True, error_model="numpy")(function) if COMPILES else function
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """For functions that only compiled code calls."""
+    if not COMPILES:
+        return function
+    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Put into every compiled caller."""
+    return numba.njit(cache=True, error_model="numpy", forceinline=True)(function) if COMPILES else function
