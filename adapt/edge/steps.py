@@ -56,17 +56,21 @@ class Steps:
     """A learner as graphs. verbs: by name (predict, adapt, learn, forget). state: what moves, as it is now.
 
     facts: plain values that the runner needs beside the graphs; see ``bundle.py``. learnt: ``learnt.ids`` int64[n] and
-    ``learnt.x`` [n, w + 1], what ``forget`` takes of rows that were learnt before, their class codes behind.
+    ``learnt.x`` [n, w + 1], what ``forget`` takes of rows that were learnt before, their class codes behind. beside: names of
+    columns that a row has behind those of the stream. guard: its limits, where not those of ``bundle.py``.
     """
 
     verbs: Mapping[str, Verb]
     state: Mapping[str, Tensor]
     facts: Mapping[str, Any] = field(default_factory=dict)
     learnt: Mapping[str, Tensor] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    guard: Mapping[str, float] = field(default_factory=dict)
 
 
 HOMES = {
     "TestTimeLearner": "test_time:steps",
+    "Centaur": "centaur:steps",
     "ACU": "acu:steps",
     "GradientLearner": "gradient:steps",
     "ReLoop2": "reloop2:steps",
@@ -178,6 +182,12 @@ def labelled(rows: Draw, classes: int) -> Draw:
 def over(above: Tensor, below: Tensor, least: float) -> Tensor:
     """above / (below + least), written so that the exporter's optimiser, for which 1e-8 is 0, leaves the sum alone."""
     return above * (1 / least) / (below * (1 / least) + 1)
+
+
+def rest_of(beta: float, taken: Tensor) -> Tensor:
+    """1 - beta^taken, by which Adam takes the bias out of its moments, through double precision: at the first step it is
+    0.001, which single precision has to 3e-5 of itself alone, and the step would be off by as much."""
+    return (1 - beta ** taken.double()).to(taken.dtype)
 
 
 def _double(values: Any) -> Tensor:

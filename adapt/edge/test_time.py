@@ -42,7 +42,7 @@ from ..learners.test_time_parts import (
 )
 from ..learners.test_time_shots import Finetuning
 from ..learners.test_time_step import LEAST
-from .steps import CannotExport, Steps, Verb, drawn, over, rows_module
+from .steps import CannotExport, Steps, Verb, drawn, over, rest_of, rows_module
 
 OUTCOME = ("took", "kept", "reset", "loss")
 """What a step says of itself, float32[4]: whether it moved, on how many rows, back to the source, its loss."""
@@ -358,8 +358,8 @@ class Step(nn.Module):
             taken = old["taken"] + 1
             first = old["first"] + (1 - b1) * (direction - old["first"])
             second = b2 * old["second"] + (1 - b2) * direction * direction
-            length = torch.sqrt(second) / torch.sqrt(1 - b2**taken)
-            moving = old["moving"] - (rate / (1 - b1**taken)) * over(first, length, AdamW(self.descent.lr).eps)
+            length = torch.sqrt(second) / torch.sqrt(rest_of(b2, taken))
+            moving = old["moving"] - (rate / rest_of(b1, taken)) * over(first, length, AdamW(self.descent.lr).eps)
             return {"moving": moving, "first": first, "second": second, "taken": taken}
         if "momentum" not in old:
             return {"moving": old["moving"] - rate * direction}

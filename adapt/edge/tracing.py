@@ -66,6 +66,7 @@ def traced(name: str, verb: Verb, state: Mapping[str, Tensor]) -> onnx.ModelProt
         raise CannotExport(f"{name}: {_reason(fault)}") from None
     assert program is not None
     model = program.model_proto
+    _fold_transposes(model.graph)
     _strip(model)
     _check(name, model, inputs, outputs)
     onnx.checker.check_model(model, full_check=True)
@@ -145,13 +146,45 @@ def _check(name: str, model: onnx.ModelProto, inputs: Sequence[str], outputs: Se
         raise CannotExport(f"{name}: the graph has inputs and outputs {found}, not {inputs} and {outputs}")
 
 
+def _fold_transposes(graph: onnx.GraphProto) -> None:
+    """Products take matrices that were turned as they are: ONNX Runtime does that by itself in some graphs only, and
+    copies whole weights in every step of the others."""
+    made = {o: n for n in graph.node if n.op_type == "Transpose" for o in n.output}
+    known = [*graph.input, *graph.value_info, *graph.output]
+    ranks = {i.name: len(i.type.tensor_type.shape.dim) for i in known} | {
+        i.name: len(i.dims) for i in graph.initializer
+    }
+    for node in graph.node:
+        turned = {name for name in node.input if name in made and ranks.get(name) == 2}
+        if node.op_type == "MatMul" and turned and all(ranks.get(name) == 2 for name in node.input):
+            node.op_type = "Gemm"
+        if node.op_type != "Gemm":
+            continue
+        flags = {a.name: a for a in node.attribute}
+        for i, side in enumerate(("transA", "transB")):
+            while node.input[i] in made:
+                flag = flags.get(side) or flags.setdefault(side, node.attribute.add(name=side, type=2))
+                node.input[i], flag.i = made[node.input[i]].input[0], 1 - flag.i
+    read = {o.name for o in graph.output} | {name for n in _nodes(graph) for name in n.input}
+    for node in [n for n in reversed(graph.node) if n.op_type == "Transpose"]:
+        if not read & set(node.output):
+            graph.node.remove(node)
+            read = {o.name for o in graph.output} | {name for n in _nodes(graph) for name in n.input}
+
+
 def _strip(model: onnx.ModelProto) -> None:
     """Leave out what the exporter tells of the program it read: paths of this machine, and more than the weights."""
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+    nodes = _nodes(graph)
+    inner = [a.g for n in nodes for a in n.attribute if a.HasField("g")]
+    for whole in (graph, *inner):
+        for part in (whole, *whole.input, *whole.output, *whole.initializer):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+        whole.ClearField("value_info")
+    for part in (model, *nodes):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    graph.ClearField("value_info")
     _drop_unused(graph)
     model.ClearField("producer_version")
     for i, node in enumerate(graph.node):

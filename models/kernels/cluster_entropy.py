@@ -97,7 +97,10 @@ def reference(
 
 
 def log_softmax(u: Tensor) -> Tensor:
-    """As torch's, but all -inf where nothing is left to choose from."""
+    """As torch's, but all -inf where nothing is left to choose from. The largest logit is taken out first: of the sum
+    with it, an error as large as its rounding would stay in every mass."""
+    top = u.detach().amax(-1, keepdim=True)
+    u = u - torch.where(top == -torch.inf, 0.0, top)
     total = torch.logsumexp(u, -1, keepdim=True)
     return u - torch.where(total == -torch.inf, 0.0, total)
 
