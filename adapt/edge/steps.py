@@ -56,8 +56,8 @@ class Steps:
     """A learner as graphs. verbs: by name (predict, adapt, learn, forget). state: what moves, as it is now.
 
     facts: plain values that the runner needs beside the graphs; see ``bundle.py``. learnt: ``learnt.ids`` int64[n] and
-    ``learnt.x`` [n, w + 1], what ``forget`` takes of rows that were learnt before, their class codes behind. beside: names of
-    columns that a row has behind those of the stream. guard: its limits, where not those of ``bundle.py``.
+    ``learnt.x`` [n, w + 1], what ``forget`` takes of rows that were learnt before, their class codes behind. beside:
+    names of columns that a row has behind those of the stream. guard: its limits, where not those of ``bundle.py``.
     """
 
     verbs: Mapping[str, Verb]
@@ -185,8 +185,8 @@ def over(above: Tensor, below: Tensor, least: float) -> Tensor:
 
 
 def rest_of(beta: float, taken: Tensor) -> Tensor:
-    """1 - beta^taken, by which Adam takes the bias out of its moments, through double precision: at the first step it is
-    0.001, which single precision has to 3e-5 of itself alone, and the step would be off by as much."""
+    """1 - beta^taken, by which Adam takes the bias out of its moments, through double precision: in single, the 0.001 of
+    a first step is off by 3e-5 of itself, and so is the step."""
     return (1 - beta ** taken.double()).to(taken.dtype)
 
 
