@@ -185,8 +185,8 @@ def over(above: Tensor, below: Tensor, least: float) -> Tensor:
 
 
 def rest_of(beta: float, taken: Tensor) -> Tensor:
-    """1 - beta^taken, by which Adam takes the bias out of its moments, through double precision: in single, the 0.001 of
-    a first step is off by 3e-5 of itself, and so is the step."""
+    """1 - beta^taken, by which Adam takes the bias out of its moments, through double precision: in single, the 0.001
+    of a first step is off by 3e-5 of itself, and so is the step."""
     return (1 - beta ** taken.double()).to(taken.dtype)
 
 
