@@ -36,7 +36,7 @@ from ..learners.gradient import GradientLearner
 from ..learners.migu import _MIGU
 from ..learners.replay import Finetune
 from .row_sparse import Limit, RowGradients, limits_of_masks, limits_of_migu
-from .steps import CannotExport, Draw, Steps, Verb, drawn, labelled, over, plain_layers, rows_module
+from .steps import CannotExport, Draw, Steps, Verb, drawn, labelled, over, plain_layers, rest_of, rows_module
 
 OUTCOME = ("took",)
 SLOTS = ("momentum", "m", "v", "t")
@@ -260,8 +260,8 @@ class Step:
             times = own[f"{name}.t"].reshape(-1, *(1,) * (weight.dim() - 1)) if own else taken + 1
             m = old[f"{name}.m"] + (1 - b1) * (grad - old[f"{name}.m"])
             v = b2 * old[f"{name}.v"] + (1 - b2) * grad * grad
-            length = torch.sqrt(v) / torch.sqrt(1 - b2**times)
-            moved = weight * (1 - self.optimiser.lr * decay) - (self.optimiser.lr / (1 - b1**times)) * over(
+            length = torch.sqrt(v) / torch.sqrt(rest_of(b2, times))
+            moved = weight * (1 - self.optimiser.lr * decay) - (self.optimiser.lr / rest_of(b1, times)) * over(
                 m, length, self.optimiser.eps
             )
             return {name: moved, f"{name}.m": m, f"{name}.v": v, **own}
