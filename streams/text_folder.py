@@ -67,9 +67,10 @@ def open_folder(path: str | Path, params: FolderParams, seed: int = 0) -> BlockS
     """Every ``.jsonl`` (or ``.jsonl.gz``) file of a folder as a task, in the order of their names.
 
     Held out to judge by are the rows of ``name.test.jsonl`` beside ``name.train.jsonl``, or those whose ``split`` says
-    test (or validation, dev); where nothing does, the last fifth. All tasks have held-out rows, or none. An ``instruction`` in a line comes before its prompt.
-    Lines that are no JSON object, lack a key or have no usable answer are ``Rejected`` as the task begins. Raises
-    InputError, in one line with file and line, for a file without any good line.
+    test (or validation, dev); where nothing does, the last fifth. All tasks have held-out rows, or none. An
+    ``instruction`` in a line comes before its prompt. Lines that are no JSON object, lack a key or have no usable
+    answer are ``Rejected`` as the task begins. Raises InputError, in one line with file and line, for a file without
+    any good line.
     """
     path = Path(path)
     files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
@@ -151,7 +152,18 @@ def _object(line: bytes) -> dict[str, Any] | str:
         return "not UTF-8"
     except (ValueError, RecursionError):
         return "not JSON"
-    return row if isinstance(row, dict) else "not a JSON object"
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    return row if b"\\u" not in line or _is_unicode(row) else "half a character (a lone surrogate, such as \\ud800)"
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all text in a JSON value can be written down; escapes may spell what is no character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _key(row: dict[str, Any], given: str, known: Sequence[str], what: str) -> str:

@@ -70,9 +70,16 @@ class Tokens:
         """int32[n, A]: each answer's tokens, ``eos`` behind them, then ``pad``; A is what the longest of them needs.
 
         An answer is spelled as it is behind a blank, whether or not the tokenizer puts one in front of a text itself.
+        Raises InputError where two of them are the same tokens: no model could give the one and not the other.
         """
         plain = self.tokenizer.encode("a", add_special_tokens=False).tokens == ["a"]
         found = [[*ids, self.eos] for ids in self._encode([f" {text}" if plain else text for text in texts])]
+        first: dict[tuple[int, ...], str] = {}
+        for text, ids in zip(texts, found, strict=True):
+            other = first.setdefault(tuple(ids), text)
+            if other is not text:
+                what = f"the answers {other!r} and {text!r} are the same to it (it lacks their words, or their accents)"
+                raise InputError(f"tokenizer: {what}; take another one, or leave it out to have one trained")
         table = np.full((len(texts), max(map(len, found))), self.pad, np.int32)
         for row, ids in zip(table, found, strict=True):
             row[: len(ids)] = ids

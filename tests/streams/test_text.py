@@ -108,6 +108,19 @@ def test_answers_end_and_are_padded() -> None:
     assert table.shape[1] == 1 + list(table[1]).index(tokens.eos)
 
 
+def test_answers_that_a_tokenizer_cannot_tell_apart_are_one_line(tmp_path: Path) -> None:
+    """Words that it has not are all the same to it; one such word is no fault."""
+    known = {"<pad>": 0, "</s>": 1, "<unk>": 2, "sky": 3}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, "<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokens = read_tokens(tmp_path)
+    assert tokens.answers(["sky", "green"]).tolist() == [[3, 1], [2, 1]]
+    with pytest.raises(InputError, match=r"^tokenizer: the answers 'green' and 'blue' are the same to it .* trained$"):
+        tokens.answers(["sky", "green", "blue"])
+
+
 def test_too_small_a_vocabulary_is_refused() -> None:
     with pytest.raises(InputError, match="vocabulary must be at least 300, not 299"):
         trained_tokens(TEXTS, 299)

@@ -153,6 +153,20 @@ def test_lines_that_are_not_utf8_or_too_deep_are_bad_lines(tmp_path: Path) -> No
     assert reasons == ["x.jsonl, line 1: not UTF-8", "x.jsonl, line 2: not JSON"]
 
 
+def test_half_characters_make_a_bad_line_and_whole_ones_do_not(tmp_path: Path) -> None:
+    bad = [
+        r'{"prompt": "x \ud800 y", "answer": "no"}',
+        r'{"prompt": "x", "answer": "\uDFFF"}',
+        r'{"prompt": "x", "answer": "no", "\ud800": 1}',
+    ]
+    write(tmp_path / "x.jsonl", *pairs(4), *bad, r'{"prompt": "\ud83d\ude00 \u00e9", "answer": "no"}')
+    events = list(dw.stream(tmp_path))
+    reasons = [event.reason for event in events if isinstance(event, Rejected)]
+    assert [reason.partition(": ")[0] for reason in reasons] == [f"x.jsonl, line {n}" for n in (5, 6, 7)]
+    assert all("half a character" in reason for reason in reasons)
+    assert sum(len(event) for event in events if isinstance(event, dw.Batch)) == 4
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path) -> None:
     lines = [json.dumps(row).encode() for row in pairs(4)]
     (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
