@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -186,34 +186,78 @@ def _tokens(layout: Layout) -> dict[str, Any]:
 
 
 def _loaded(folder: Path) -> Any:
-    """The model in a folder; nothing is ever downloaded."""
-    import transformers
-
+    """The model in a folder, or an adapter on its base; nothing is ever downloaded. Raises ``ValueError``, one line."""
     adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        try:
-            from peft import PeftModel
-        except ImportError:
-            raise ValueError(MISSING) from None
-        base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        model = _loaded(base if base.is_absolute() or base.is_dir() else folder / base)
-        return _still(PeftModel.from_pretrained(model, str(folder), is_trainable=True))
-    if not (folder / "config.json").is_file():
+    if not adapter.is_file() and not (folder / "config.json").is_file():
         raise ValueError(
             f"model {folder}: no folder with config.json there; a model of the hub is first brought onto this machine "
             f"(hf download {folder} --local-dir FOLDER), and then named by its folder"
         )
+    base = _loaded(_base_of(folder, adapter)) if adapter.is_file() else None
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = _class_of(config)
-        model = kind.from_pretrained(folder, config=config, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError) as fault:
-        raise ValueError(f"model {folder} cannot be loaded: {str(fault).splitlines()[0]}") from None
+        return _still(_whole(folder) if base is None else _adapted(folder, base))
+    except Exception as fault:  # transformers, peft and safetensors raise whatever they like
+        why = next(iter(str(fault).splitlines()), "") or type(fault).__name__
+        raise ValueError(f"model {folder} cannot be loaded: {why}") from None
+
+
+def _whole(folder: Path) -> Any:
+    """Every weight of the model comes from the folder; a pooler is of no use here, and many folders have none."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    given: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32, "trust_remote_code": False}
+    model, found = _class_of(config).from_pretrained(
+        folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **given
+    )
+    lacking = [n for n in found["missing_keys"] if not n.startswith("pooler.")]
+    lacking += [name for name, *_ in found["mismatched_keys"]]
+    if lacking:
+        raise ValueError(f"its weights are not those of its config.json: {_counted(lacking)}")
     seen_as = folder / "preprocessor_config.json"
     if seen_as.is_file():
         settings = json.loads(seen_as.read_text(encoding="utf-8"))
         model.config.update({key: settings[key] for key in ("image_mean", "image_std") if key in settings})
-    return _still(model)
+    return model
+
+
+def _base_of(folder: Path, adapter: Path) -> Path:
+    """The folder of an adapter's base model, as it stands in the file or seen from the adapter's folder."""
+    try:
+        named = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = next(path for path in (Path(named), folder / named) if path.is_dir())
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"model {adapter}: no JSON with the folder of a model as base_model_name_or_path") from None
+    except StopIteration:
+        raise ValueError(
+            f"model {folder}: its base {named} is no folder on this machine: write into {adapter.name} where it is "
+            "(base_model_name_or_path)"
+        ) from None
+    return base
+
+
+def _adapted(folder: Path, base: Any) -> Any:
+    """PEFT's adapter of this folder on its base, whose layers must be those that it was made for."""
+    try:
+        from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+    except ImportError:
+        raise ValueError(MISSING) from None
+    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise ValueError("no adapter_model.safetensors there")
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=True, ignore_mismatched_sizes=True)
+    saved = load_peft_weights(str(folder), device="cpu")
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    known = wanted | model.state_dict()
+    other = [n for n in wanted | saved if n not in saved or n not in known or saved[n].shape != known[n].shape]
+    if other:
+        raise ValueError(f"it was made for another base: {_counted(other)}")
+    return model
+
+
+def _counted(names: Iterable[str]) -> str:
+    """Weights that do not fit, in few words."""
+    first, *more = sorted(names)
+    return f"{first} is not there or has another shape" + (f", nor do {len(more)} more fit" if more else "")
 
 
 def _class_of(config: Any) -> Any:
@@ -249,6 +293,8 @@ def _check(body: Any, layout: Layout) -> None:
             f"model {name} knows {rows} tokens and the stream's tokenizer has {layout.vocabulary}: give the stream the "
             "model's own tokenizer (tokenizer=FOLDER)"
         )
+    if getattr(getattr(body, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(f"model {name} learns tokens before the prompt, which is not done here: take LoRA or the like")
     shaped = [key for key in SHAPED if getattr(body.config, key, None) not in (None, 1, 1.0)]
     if shaped:
         raise ValueError(f"model {name} scales or caps its outputs ({', '.join(shaped)}), which is not done here")
@@ -289,7 +335,8 @@ def _sizes(kind: str, sizes: str) -> tuple[int, int, int]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the progress bars and remarks of ``transformers``, and what it says to PEFT about its own future."""
+    """Without the progress bars and remarks of ``transformers``, what it says to PEFT about its own future, and PEFT's
+    doubts about weights that are looked at here."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -297,7 +344,8 @@ def _quietly() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+            for kind in (FutureWarning, UserWarning):
+                warnings.simplefilter("ignore", kind)
             yield
     finally:
         logging.set_verbosity(before)

@@ -222,24 +222,78 @@ def test_an_encoder_becomes_a_body_with_a_head() -> None:
     F.cross_entropy(net(x), y).backward()
 
 
-def test_an_adapter_folder_trains_its_adapter_alone(tmp_path: Path) -> None:
-    net, (x, y) = net_of("llama:16-1-2"), rows("llama")
+def adapter_on(folder: Path, base: str, **of: Any) -> Path:
+    """An adapter as PEFT saves one, made for ``base``, whose folder then is beside it."""
     from peft import LoraConfig, get_peft_model
 
-    body: Any = net.body
-    body.save_pretrained(tmp_path / "base")
-    layers = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
+    body: Any = net_of(base).body
+    body.save_pretrained(folder / "base")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers under a name that will go
-        peft: Any = get_peft_model(body, layers)
-    peft.save_pretrained(tmp_path / "adapter")
-    settings = tmp_path / "adapter" / "adapter_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "../base"}))
+        warnings.simplefilter("ignore", FutureWarning)
+        peft: Any = get_peft_model(body, LoraConfig(r=2, **({"target_modules": ["q_proj", "v_proj"]} | of)))
+        peft.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    point(folder / "adapter", base_model_name_or_path="../base")
+    return folder / "adapter"
+
+
+def point(folder: Path, **settings: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_an_adapter_folder_trains_its_adapter_alone(tmp_path: Path) -> None:
+    net, (x, y) = net_of("llama:16-1-2"), rows("llama")
+    adapter_on(tmp_path, "llama:16-1-2", lora_dropout=0.3)
     loaded = build_language(str(tmp_path / "adapter"), text(), 4)
     trained = [n for n, w in loaded.named_parameters() if w.requires_grad]
     assert len(trained) == 4
     assert all("lora_" in n for n in trained)
     torch.testing.assert_close(loaded.train()(x, y), net(x, y), atol=1e-6, rtol=0)  # B is 0, and no dropout is left
+
+
+def test_folders_whose_weights_are_not_their_model_are_one_line(tmp_path: Path) -> None:
+    """Never a model with some weights drawn at random."""
+    for name, other in (("llama:16-1-2", "t5:16-1-2"), ("llama:16-2-2", "llama:16-1-2"), ("t5:32-1-2", "t5:16-1-2")):
+        for place, model in (("model", name), ("other", other)):
+            body: Any = net_of(model).body
+            body.save_pretrained(tmp_path / place)
+        (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model" / "model.safetensors")
+        with pytest.raises(ValueError, match=r"its weights are not those of its config\.json: .* is not there or has"):
+            build_language(str(tmp_path / "model"), text(), 4)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"model cannot be loaded: [^\n]*$"):
+        build_language(str(tmp_path / "model"), text(), 4)
+
+
+def test_an_encoder_with_another_head_or_no_pooler_is_whole(tmp_path: Path) -> None:
+    from transformers import RobertaForMaskedLM
+
+    made: Any = build_language("roberta:16-1-2", text(), 4)
+    RobertaForMaskedLM(made.body.model.config).save_pretrained(tmp_path)
+    assert isinstance(build_language(str(tmp_path), text(), 4), Network)
+
+
+def test_adapters_of_another_base_are_one_line(tmp_path: Path) -> None:
+    adapter = adapter_on(tmp_path, "llama:16-1-2")
+    for base in ("llama:16-2-2", "llama:32-1-2", "t5:16-1-2"):
+        body: Any = net_of(base).body
+        body.save_pretrained(tmp_path / base)
+        point(adapter, base_model_name_or_path=f"../{base}")
+        wanted = "Target modules" if base.startswith("t5") else "it was made for another base: "
+        with pytest.raises(ValueError, match=f"adapter cannot be loaded: {wanted}[^\n]*$"):
+            build_language(str(adapter), text(), 4)
+    point(adapter, base_model_name_or_path="someone/some-model")
+    with pytest.raises(ValueError, match="its base someone/some-model is no folder on this machine"):
+        build_language(str(adapter), text(), 4)
+    point(adapter, base_model_name_or_path=None)
+    with pytest.raises(ValueError, match="no JSON with the folder of a model"):
+        build_language(str(adapter), text(), 4)
+    point(adapter, base_model_name_or_path="../base")
+    build_language(str(adapter), text(), 4)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no adapter_model\.safetensors there"):
+        build_language(str(adapter), text(), 4)
 
 
 def test_models_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
@@ -267,6 +321,15 @@ def test_models_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     scaled.config.logits_scaling = 8.0
     with pytest.raises(ValueError, match=r"scales or caps its outputs \(logits_scaling\)"):
         language_network(scaled, text(), 4)
+    from peft import PromptTuningConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        before = get_peft_model(
+            net_of("llama:16-1-2").body, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+        )
+    with pytest.raises(ValueError, match="learns tokens before the prompt, which is not done here"):
+        language_network(before, text(), 4)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be loaded"):
         build_language(str(tmp_path), text(), 4)
