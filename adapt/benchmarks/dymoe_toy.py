@@ -13,6 +13,7 @@ not a quotient. In the notes' own run, three seeds: BWT -.254, -.151 and -.195 w
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,15 @@ from . import Row
 SEEDS = tuple(range(5))
 TASKS, CLASSES, LENGTH, WIDTH, HIDDEN = 4, 4, 12, 32, 64
 STEPS, BATCH, HELD, LR = 150, 32, 256, 0.01
-VARIANTS = {
-    "growth alone": (Guidance(tag=False), 0.0),
-    "+ TAG": (Guidance(), 0.0),
-    "+ TAG + RSR 1e-3": (Guidance(), 1e-3),
+Start: TypeAlias = Literal["random", "tokens"]
+VARIANTS: dict[str, tuple[Guidance, float, Start]] = {
+    "growth alone": (Guidance(tag=False), 0.0, "random"),
+    "+ TAG": (Guidance(), 0.0, "random"),
+    "+ TAG + RSR 1e-3": (Guidance(), 1e-3, "random"),
+    "growth alone, rows at tokens (ours)": (Guidance(tag=False), 0.0, "tokens"),
+    "+ TAG, rows at tokens (ours)": (Guidance(), 0.0, "tokens"),
 }
+"""Guidance, weight of the regularisation, where router rows begin."""
 
 
 class Toy:
@@ -57,7 +62,7 @@ class Toy:
 class Net(nn.Module):
     """Two layers of experts, mean over tokens, a frozen head."""
 
-    def __init__(self, seed: int, guidance: Guidance) -> None:
+    def __init__(self, seed: int, guidance: Guidance, start: Start) -> None:
         super().__init__()
         self.shared = Pass()
         with torch.random.fork_rng(devices=[]):
@@ -65,8 +70,8 @@ class Net(nn.Module):
             sizes = ((WIDTH, HIDDEN), (HIDDEN, HIDDEN))
             self.layers = nn.ModuleList(
                 ExpertLinear(
-                    nn.Linear(*size), number, experts=4, rank=2, alpha=16.0, routing=Routing(4, 0.01),
-                    guidance=guidance, shared=self.shared, seed=seed,
+                    nn.Linear(*size), number, experts=4, rank=2, alpha=16.0, guidance=guidance,
+                    routing=Routing(4, 0.01, start=start), shared=self.shared, seed=seed,
                 )
                 for number, size in enumerate(sizes)
             )  # fmt: skip
@@ -77,9 +82,9 @@ class Net(nn.Module):
         return out
 
 
-def accuracies(seed: int, guidance: Guidance, rsr: float) -> Tensor:
+def accuracies(seed: int, guidance: Guidance, rsr: float, start: Start = "random") -> Tensor:
     """float[tasks, tasks]: accuracy on task i after task t."""
-    toy, net = Toy(seed), Net(seed, guidance)
+    toy, net = Toy(seed), Net(seed, guidance, start)
     held = [toy.rows(task, HELD) for task in range(TASKS)]
     table = torch.zeros(TASKS, TASKS)
     for task in range(TASKS):
