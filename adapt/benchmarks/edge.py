@@ -129,7 +129,7 @@ def _agree(model: str, plain: Plain, runner: Runner, x: Any, image: Tensor) -> N
     scores = torch.from_numpy(runner.adapt(x))
     gap = float((scores - plain.step(image).detach().softmax(1)).abs().max())
     moved = torch.cat([p.detach() for p in plain.params.values()])
-    gap = max(gap, float((torch.from_numpy(runner.state()["moving"]) - moved).abs().max()))
+    gap = max(gap, float((torch.from_numpy(runner.now["moving"]) - moved).abs().max()))
     if not gap <= CLOSE:
         raise Differs(f"{model}: one step {gap:.1e} apart")
 

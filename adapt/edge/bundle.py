@@ -4,7 +4,11 @@
     learner, settings     what was exported, for a person
     weights               how those that stay are kept: float32, float16 or int8
     made                  versions of PyTorch and ONNX, opset
-    stream                name, columns ({name, categories, open, missing}), classes (names in code order, or null)
+    stream                name, columns, classes (names in code order, or null)
+    columns               {name, shape, categories, open, missing}, with shape [] for a single one; where all are alike
+                          and their names count, as those of pixels do, one entry stands for them: "pixel " with
+                          shape [2, 2] for "pixel 0.0", "pixel 0.1", "pixel 1.0" and "pixel 1.1"; of a planner the
+                          last is time, in seconds
     rows                  dtype of the rows as the graphs take them (float32 or float64)
     verbs                 name -> {file, rows, reads, writes, answers, single}: rows lists the inputs with an axis of
                           rows, which is always 1 where the verb is single;
@@ -15,6 +19,8 @@
     guard                 every: steps from one look at the answers to the next, at which the state at export answers
                           the same rows; window: rows that are judged together; share: answers have collapsed where
                           their effective number of classes (exp of the entropy) is below so much of those others'
+    engine                {folder, module, settings} of what runs in place of graphs, where there is one: its verbs
+                          have no files, and its state is its own (``driftmoe.py``)
     files                 name -> {sha256, bytes} of every other file; weights.bin, where it is there, holds weights
                           that several graphs read (ONNX external data: a graph has the file's name, place and length)
     sha256                of this file without this line, keys sorted
@@ -26,8 +32,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ...streams import StreamSpec
 from .steps import Steps
@@ -42,10 +52,8 @@ def described(steps: Steps, spec: StreamSpec, learner: Mapping[str, Any], answer
     import onnx
     import torch
 
-    from ... import __version__
     from .tracing import OPSET
 
-    columns = [{"name": c.name, "categories": c.categories, "open": c.open, "missing": c.missing} for c in spec.columns]
     verbs = {
         name: {
             "file": f"{name}.onnx",
@@ -59,17 +67,40 @@ def described(steps: Steps, spec: StreamSpec, learner: Mapping[str, Any], answer
     }
     example = steps.verbs["predict"].rows(1, 0)["x"]
     return {
-        "format": FORMAT,
-        "driftway": __version__,
-        **learner,
+        **headed(spec, learner, steps.beside),
         "made": {"torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET},
-        "stream": {"name": spec.name, "columns": columns, "classes": spec.classes},
         "rows": str(example.dtype).removeprefix("torch."),
         "verbs": verbs,
         "state": {n: {"dtype": _dtype(t), "shape": list(t.shape)} for n, t in steps.state.items()},
         "facts": dict(steps.facts),
-        "guard": GUARD,
+        "guard": {**GUARD, **steps.guard},
     }
+
+
+def headed(spec: StreamSpec, learner: Mapping[str, Any], beside: Sequence[str] = ()) -> dict[str, Any]:
+    """What every bundle says first. beside: names of columns that a row has behind those of the stream."""
+    from ... import __version__
+
+    columns: list[dict[str, Any]] = [
+        {"name": c.name, "shape": [], "categories": c.categories, "open": c.open, "missing": c.missing}
+        for c in spec.columns
+    ]
+    columns += [{"name": n, "shape": [], "categories": None, "open": False, "missing": False} for n in beside]
+    stream = {"name": spec.name, "columns": _counted(columns), "classes": spec.classes}
+    return {"format": FORMAT, "driftway": __version__, **learner, "stream": stream}
+
+
+def _counted(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry with a shape if it stands for all of them; else as they are."""
+    last = re.fullmatch(r"(.*?)(\d+(?:\.\d+)*)", columns[-1]["name"])
+    if last is None:
+        return columns
+    shape = [int(i) + 1 for i in last[2].split(".")]
+    if math.prod(shape) != len(columns):
+        return columns
+    names = (last[1] + ".".join(map(str, place)) for place in np.ndindex(*shape))
+    alike = columns == [{**columns[0], "name": name} for name in names]
+    return [{**columns[0], "name": last[1], "shape": shape}] if alike else columns
 
 
 def _dtype(tensor: Any) -> str:

@@ -5,11 +5,11 @@
 
 {"id": 7, "x": [...]} is answered by {"id": 7, "answer": ..., "score": ...}; {"id": 7, "y": ...} is the late label of a
 row; {"forget": [7]} takes learnt rows out; {"save": true} writes the state, as the end of the input does. In a program:
-``runner = Runner(folder, state="adapted.safetensors")``, ``runner.adapt(x)``, ``runner.save("adapted.safetensors")``.
+``runner = Runner(folder, state="adapted.npz")``, ``runner.adapt(x)``, ``runner.save("adapted.npz")``.
 
-The state lies in arrays that are made once: a step reads one set of them, writes the other, and nothing is copied. What
-it wrote counts only if all is finite; where the answers of a window fall into far fewer classes than those of the state
-at export to the same rows, the last good state comes back. A saved state is whole or not there, and checked when read.
+The state lies in arrays that are made once: a step reads some, writes others, and they change places. What it wrote
+counts only if all is finite; where the answers of a window fall into far fewer classes than those to the same rows
+without what adapting moved, the last good state comes back. A saved state is whole or not there, and checked when read.
 """
 
 from __future__ import annotations
@@ -22,70 +22,29 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import onnxruntime as ort
 
 FORMAT = 1
-EXPORTED, GOOD = 2, 3
-BINDINGS = 32
-"""That are kept ready: up to four for every number of rows."""
-PENDING = 10_000
-"""Rows that may wait for their label."""
+BINDINGS = 64  # of arrays to graphs that are kept ready: up to four for every verb and number of rows
+PENDING = 10_000  # rows that may wait for their label
+BAD_INPUT = (ValueError, KeyError, TypeError, EOFError, BadZipFile)
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
 
 
-class BundleError(Exception):
+class BundleError(ValueError):
     """What cannot work, in one line for a person."""
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and notes of a safetensors file, which must have the digest that its notes say, if they say any."""
+def read_bundle(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """bundle.json and the arrays of state.safetensors, if they and every file beside them are as they were written."""
     try:
-        body = path.read_bytes()
-        data = 8 + int.from_bytes(body[:8], "little")
-        header = json.loads(body[8:data])
-        notes = header.pop("__metadata__", {})
-        if notes.pop("sha256", None) not in (None, hashlib.sha256(body[data:]).hexdigest()):
-            raise BundleError(f"{path} was altered: its sha256 differs")
-        arrays = {}
-        for name, about in header.items():
-            size = math.prod(about["shape"])
-            flat = np.frombuffer(body, KINDS[about["dtype"]], size, data + about["data_offsets"][0])
-            arrays[name] = flat.reshape(about["shape"]).copy()
-        return arrays, {k: json.loads(v) for k, v in notes.items()}
-    except (ValueError, KeyError, TypeError) as fault:
-        raise BundleError(f"{path}: not a safetensors file ({fault})") from None
-
-
-def write_tensors(path: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-    """Written beside its place, brought to the disk, then renamed: a reader finds the old file or the new one."""
-    names, header, body = {np.dtype(v).str: k for k, v in KINDS.items()}, {}, b""
-    for name, array in arrays.items():
-        place = [len(body), len(body) + array.nbytes]
-        header[name] = {"dtype": names[array.dtype.str], "shape": array.shape, "data_offsets": place}
-        body += array.tobytes()
-    said = {k: json.dumps(v) for k, v in notes.items()}
-    text = json.dumps({**header, "__metadata__": {**said, "sha256": hashlib.sha256(body).hexdigest()}}).encode()
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text + body)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    if os.name == "posix":  # so that the renaming is on the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-
-def read_bundle(folder: Path) -> dict[str, Any]:
-    """bundle.json, if it and every file beside it are as they were written."""
-    try:
-        about: dict[str, Any] = json.loads((folder / "bundle.json").read_bytes())
+        about = json.loads((folder / "bundle.json").read_bytes())
         seal = about.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError):
         raise BundleError(f"{folder}: holds no edge bundle") from None
@@ -96,213 +55,89 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     for name, promise in about["files"].items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != promise["sha256"]:
             raise BundleError(f"{folder / name} was altered: its sha256 differs")
-    return {**about, "sha256": seal}
-
-
-class Graph:
-    """One verb of a bundle. sets: of state arrays, of which steps write the first two in turn (``Runner``)."""
-
-    def __init__(self, file: Path, about: Mapping[str, Any], sets: Sequence[Mapping[str, Any]], threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = ort.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
-        self.about, self.sets = about, sets
-        self.touched = list(dict.fromkeys([*about["reads"], *about["writes"]]))
-        self.bound: dict[tuple[int, ...], tuple[Any, dict[str, Any], dict[str, Any]]] = {}
-
-    def run(self, rows: Mapping[str, Any], side: Mapping[str, int], *, source: bool = False) -> dict[str, Any]:
-        """The answers, valid until the next run; what the verb writes lies in the other set then.
-
-        source: by the state at export.
-        """
-        key = (len(next(iter(rows.values()))), int(source), *[side[name] for name in self.touched])
-        if key not in self.bound:
-            while len(self.bound) >= BINDINGS:
-                self.bound.pop(next(iter(self.bound)))
-            self.bound[key] = self._bind(rows, side, source)
-        binding, given, answers = self.bound[key]
-        for name, array in rows.items():
-            given[name][...] = array
-        self.session.run_with_iobinding(binding)
-        return answers
-
-    def _bind(self, rows: Mapping[str, Any], side: Mapping[str, int], source: bool) -> Any:
-        given, answers = {name: np.zeros_like(array) for name, array in rows.items()}, {}
-        n = len(next(iter(rows.values())))
-        for name, about in self.about["answers"].items():
-            answers[name] = np.zeros([n if s is None else s for s in about["shape"]], about["dtype"])
-        old = {f"old.{n}": self.sets[EXPORTED if source else side[n]][n] for n in self.about["reads"]}
-        new = {f"new.{n}": self.sets[1 - side[n]][n] for n in self.about["writes"]}
-        binding = self.session.io_binding()
-        for name, array in {**given, **old}.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        for name, array in {**answers, **new}.items():
-            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-        return binding, given, answers
-
-
-class Guard:
-    """Tells whether the answers fall into far fewer classes than those of the state at export to the same rows."""
-
-    def __init__(self, limits: Mapping[str, Any], classes: int) -> None:
-        self.limits, self.counts = limits, np.zeros((2, classes), np.int64)
-
-    def look(self, answers: Any, source: Any) -> str:
-        """collapsed or good after a whole window of class codes, which then begins anew; else nothing."""
-        for counts, codes in zip(self.counts, (answers, source)):
-            np.add.at(counts, codes, 1)
-        if self.counts[0].sum() < self.limits["window"]:
-            return ""
-        now, usual = (effective(counts) for counts in self.counts)
-        self.counts[:] = 0
-        return "collapsed" if now < self.limits["share"] * usual else "good"
-
-
-def effective(counts: Any) -> float:
-    """How many classes there are, as it were: exp of the entropy."""
-    p = counts[counts > 0] / counts.sum()
-    return float(np.exp(-(p * np.log(p)).sum()))
+    body, arrays = (folder / "state.safetensors").read_bytes(), {}
+    start = 8 + int.from_bytes(body[:8], "little")
+    for name, tensor in json.loads(body[8:start]).items():
+        place = start + tensor["data_offsets"][0]
+        arrays[name] = np.ndarray(tensor["shape"], KINDS[tensor["dtype"]], body, place)
+    return {**about, "sha256": seal}, arrays
 
 
 def copy(of: Mapping[str, Any], to: Mapping[str, Any]) -> None:
-    """Into the arrays that are there, by name."""
-    for name, array in of.items():
-        to[name][...] = array
-
-
-def _by_id(arrays: Mapping[str, Any], name: str) -> dict[int, Any]:
-    return dict(zip(arrays[f"{name}.ids"].tolist(), arrays[f"{name}.x"]))
-
-
-def _finite(array: Any) -> bool:
-    """Whether all is; numbers whose squares do not fit count as infinite."""
-    flat = array.reshape(-1)
-    return array.dtype.kind != "f" or math.isfinite(flat.dot(flat))
+    """Values into the arrays that are there, of names that both have."""
+    for name in of.keys() & to.keys():
+        to[name][...] = of[name]
 
 
 class Runner:
-    """A bundle at work. state: a saved state to go on from, if there is such a file. threads: of ONNX Runtime."""
+    """A bundle at work. state: a saved state to go on from, if there is such a file. threads: of ONNX Runtime.
+
+    now, spare: the state, and as many arrays for steps to write, which then change places with it. exported, good: of
+    that what adapting moves and labels do not teach, at export and when the guard last found it good. waiting, learnt:
+    rows by id without a label yet, and those that can be forgotten, class codes behind. trace: what learning needs of
+    the moment of the last answer, by row, where the bundle's ``predict`` gives it.
+    """
 
     def __init__(self, folder: str | Path, *, state: str | Path | None = None, threads: int = 1) -> None:
         self.folder, self.threads = Path(folder), threads
-        self.about = read_bundle(self.folder)
-        self.verbs, columns, self.dtype = self.about["verbs"], self.about["stream"]["columns"], self.about["rows"]
-        self.width, self.classes = len(columns), self.verbs["predict"]["answers"]["scores"]["shape"][1]
-        self.gaps = np.array([c["missing"] for c in columns]) & (self.dtype == "float64")
-        arrays, _ = read_tensors(self.folder / "state.safetensors")
-        first = {name: arrays[name] for name in self.about["state"]}
-        self.sets = [{k: v.copy() for k, v in first.items()} for _ in range(4 if "adapt" in self.verbs else 2)]
-        self.sets += [{}] * (4 - len(self.sets))
-        """Two that steps read and write in turn, the state at export and the last good one, which adapting needs."""
+        self.about, arrays = read_bundle(self.folder)
+        self.verbs, self.dtype, columns = self.about["verbs"], self.about["rows"], self.about["stream"]["columns"]
+        self.columns = [(c["name"] + ".".join(map(str, i)), c) for c in columns for i in np.ndindex(*c["shape"])]
+        self.width, self.classes = len(self.columns), self.verbs["predict"]["answers"]["scores"]["shape"][1]
+        self.gaps = np.array([c["missing"] for _, c in self.columns]) & (self.dtype == "float64")
+        self.names = self.about["stream"]["classes"] or range(self.classes)
+        self.codes = {str(c): c for c in range(self.classes)} | {str(name): c for c, name in enumerate(self.names)}
         moves, taught = (self.verbs[v]["writes"] if v in self.verbs else () for v in ("adapt", "learn"))
-        self.moved = [n for n in moves if n not in taught]
-        """What a rollback takes back: what labels taught stays."""
-        self.side = dict.fromkeys(first, 0)
-        """Which of the first two holds what is true now, by name."""
-        self.graphs: dict[str, Graph] = {}
-        self.guard = Guard(self.about["guard"], self.classes)
+        self.now, self.spare = ({k: arrays[k].copy() for k in self.about["state"]} for _ in range(2))
+        self.exported, self.good = ({k: arrays[k].copy() for k in moves if k not in taught} for _ in range(2))
+        self.seen = np.zeros((2, self.classes), np.int64)
         self.trace: Any = None
-        """What learning needs of the moment of the last answer, by row, where ``predict`` gives it."""
         self.waiting: dict[int, Any] = {}
-        self.learnt: dict[int, Any] = _by_id(arrays, "learnt") if "learnt.ids" in arrays else {}
-        """Rows by id: those without a label yet; those with one, and its code behind, that can be forgotten."""
+        self.learnt = dict(zip(arrays.get("learnt.ids", np.zeros(0)).tolist(), arrays.get("learnt.x", ())))
         self.counts = dict.fromkeys(("rows", "refused", "steps", "resets", "learnt", "forgotten", "rollbacks"), 0)
         self.cursor: dict[str, Any] = {}
         self._ahead: tuple[Any, dict[str, Any]] | None = None
+        self._sessions: dict[str, Any] = {}
+        self._bound: dict[tuple[Any, ...], tuple[Any, dict[str, Any], dict[str, Any]]] = {}
         if state is not None and Path(state).exists():
-            arrays, notes = read_tensors(Path(state))
-            if notes.get("bundle") != self.about["sha256"]:
-                raise BundleError(f"{state} is the state of another bundle; delete it to begin anew")
-            self.take(arrays, notes)
+            self.load(state)
 
-    def state(self) -> dict[str, Any]:
-        """What moves, as it is now, by reference."""
-        return {k: self.sets[s][k] for k, s in self.side.items()}
-
-    def predict(self, x: Any) -> Any:
-        """Scores float[n, C] of rows [n, d]; NaN for a row that cannot be one. Changes nothing."""
-        return self._scores("predict", self.rows(x))
-
-    def adapt(self, x: Any) -> Any:
-        """The scores before the step, and the step."""
-        scores = self.ahead(x)
-        self.commit()
+    def predict(self, x: Any, *, ahead: bool = False) -> Any:
+        """Scores float[n, C] of rows [n, d], NaN for what cannot be a row. ahead: with a step, for ``commit``."""
+        x, verb = self.rows(x), "adapt" if ahead and "adapt" in self.verbs else "predict"
+        scores, sound = np.full((len(x), self.classes), np.nan, np.float32), np.isfinite(x)
+        sound = slice(None) if sound.all() else (sound | (np.isnan(x) & self.gaps)).all(1)
+        fit = x[sound]
+        answers = self._run(verb, {"x": fit}, self.now) if len(fit) else {"scores": scores[sound]}
+        scores[sound] = answers["scores"]
+        if "trace" in answers:
+            self.trace = np.full((len(x), answers["trace"].shape[1]), np.nan, self.dtype)
+            self.trace[sound] = answers["trace"]
+        if ahead:
+            self._ahead = (fit, answers) if "outcome" in answers else None
         return scores
 
-    def ahead(self, x: Any) -> Any:
-        """The scores, and a step that does not count until ``commit``."""
-        return self._scores("adapt" if "adapt" in self.verbs else "predict", self.rows(x))
-
     def commit(self) -> None:
-        """Let the step of ``ahead`` count, unless it broke something; look after the answers."""
+        """Let the step of ``predict`` ahead count, unless it broke something; look after the answers."""
         if self._ahead is None:
             return
         (x, answers), self._ahead = self._ahead, None
         took, _, reset, _ = answers["outcome"].tolist()
         self.counts["steps"] += int(took)
         self.counts["resets"] += int(reset)
-        if not self._take("adapt"):
+        if not self._turn("adapt"):
             self.counts["rollbacks"] += 1
-        elif took and self.counts["steps"] % self.guard.limits["every"] == 0:
-            source = self._run("adapt", {"x": x}, source=True)
-            said = self.guard.look(answers["scores"].argmax(1), source["scores"].argmax(1))
-            if said == "collapsed":
-                self.counts["rollbacks"] += 1
-                copy({n: self.sets[GOOD][n] for n in self.moved}, self.state())
-            if said:  # a good state is used once: if it goes wrong again, that at export is next
-                copy(self.state() if said == "good" else self.sets[EXPORTED], self.sets[GOOD])
+        elif took and self.counts["steps"] % self.about["guard"]["every"] == 0:
+            self._guard(answers["scores"], self._run("adapt", {"x": x}, self.now | self.exported)["scores"])
 
-    def _take(self, verb: str) -> bool:
-        """Turn to what the verb wrote, if all of it is finite; else stay with what there was."""
-        written, side = self.verbs[verb]["writes"], self.side
-        if not all(_finite(self.sets[1 - side[name]][name]) for name in written):
-            return False
-        for name in written:
-            side[name] = 1 - side[name]
-        return True
-
-    def rows(self, x: Any) -> Any:
-        """[n, d] in the bundle's type; ``BundleError`` for what are no rows of its stream."""
-        try:
-            rows = np.asarray(x, self.dtype)
-        except (TypeError, ValueError):
-            raise BundleError("rows must be numbers") from None
-        rows = rows[None] if rows.ndim == 1 else rows.reshape(len(rows), math.prod(rows.shape[1:]))
-        if rows.shape[1] != self.width and len(rows):
-            raise BundleError(f"a row has {rows.shape[1]} numbers, this bundle takes {self.width}")
-        return rows
-
-    def _scores(self, verb: str, x: Any) -> Any:
-        scores = np.full((len(x), self.classes), np.nan, np.float32)
-        sound = np.isfinite(x)
-        sound = (sound | (np.isnan(x) & self.gaps)).all(1) if not sound.all() else slice(None)
-        fit = x[sound]
-        answers = self._run(verb, {"x": fit}) if len(fit) else None
-        if answers is not None:
-            scores[sound] = answers["scores"]
-            if "trace" in answers:
-                self.trace = np.full((len(x), answers["trace"].shape[1]), np.nan, self.dtype)
-                self.trace[sound] = answers["trace"]
-        if verb == "adapt":
-            self._ahead = None if answers is None else (fit, answers)
-        return scores
-
-    def _run(self, verb: str, rows: Mapping[str, Any], *, source: bool = False) -> dict[str, Any]:
-        if verb not in self.graphs:
-            if verb not in self.verbs:
-                raise BundleError(f"this bundle cannot {verb}; it can {', '.join(self.verbs)}")
-            about = self.verbs[verb]
-            self.graphs[verb] = Graph(self.folder / about["file"], about, self.sets, self.threads)
-        return self.graphs[verb].run(rows, self.side, source=source)
-
-    def step(self, ids: Sequence[int], x: Any) -> Any:
-        """``adapt`` on rows with ids, which are remembered until their labels come if labels teach this bundle."""
+    def adapt(self, x: Any, ids: Sequence[int] = ()) -> Any:
+        """The scores before the step, and the step. Rows with ids wait for their labels, where those teach."""
         x = self.rows(x)
-        scores = self.adapt(x)
+        scores = self.predict(x, ahead=True)
+        self.commit()
         sound = np.isfinite(scores[:, 0])
         self.counts["rows"] += len(x)
-        self.counts["refused"] += int((~sound).sum())
+        self.counts["refused"] += len(x) - int(sound.sum())
         if "learn" in self.verbs:
             kept = x if self.trace is None else self.trace
             self.waiting.update((int(i), row.copy()) for i, row, fit in zip(ids, kept, sound) if fit)
@@ -314,122 +149,191 @@ class Runner:
         """Learn from late labels, class codes by row id; returns how many could be."""
         known = {int(i): int(c) for i, c in zip(ids, y) if int(i) in self.waiting and 0 <= c < self.classes}
         if known:
-            self._learn(np.stack([self.waiting[i] for i in known]), np.array(list(known.values())), "learn")
+            self.learn(np.stack([self.waiting[i] for i in known]), list(known.values()), traced=True)
         for i, code in known.items():
             row = self.waiting.pop(i)
             if "forget" in self.verbs:
                 self.learnt[i] = np.append(row, code)
         return len(known)
 
-    def learn(self, x: Any, y: Any, verb: str = "learn") -> None:
-        """Learn rows with their class codes, all of them or none."""
-        x, codes = self.rows(x), np.asarray(y, np.int64)
+    def learn(self, x: Any, y: Any, verb: str = "learn", *, traced: bool = False) -> None:
+        """Learn rows with their class codes, or forget them, all or none. traced: x is their ``trace``."""
+        x, codes = np.asarray(x, self.dtype) if traced else self.rows(x), np.asarray(y, np.int64)
+        about = self.verbs.get(verb)
+        if about is None:
+            raise BundleError(f"this bundle cannot {verb}; it can {', '.join(self.verbs)}")
         if codes.shape != (len(x),) or (codes < 0).any() or (codes >= self.classes).any():
             raise BundleError(f"labels must be one class code below {self.classes} for each row")
-        if "trace" in self.verbs["predict"]["answers"]:
-            self._scores("predict", x)
+        if not traced and "trace" in self.verbs["predict"]["answers"]:
+            self.predict(x)
             x = self.trace
-        self._learn(x, codes, verb)
-
-    def _learn(self, x: Any, codes: Any, verb: str) -> None:
-        """x: rows as the verb takes them, in their first input."""
-        if verb not in self.verbs:
-            raise BundleError(f"this bundle cannot {verb}; it can {', '.join(self.verbs)}")
-        name = self.verbs[verb]["rows"][0]
-        at_once = 1 if verb in self.verbs and self.verbs[verb]["single"] else max(1, len(x))
-        before = {k: v.copy() for k, v in self.state().items()} if len(x) > at_once else {}
+        at_once = 1 if about["single"] else max(1, len(x))
+        before = {name: array.copy() for name, array in self.now.items() if len(x) > at_once}
         for i in range(0, len(x), at_once):
-            outcome = self._run(verb, {name: x[i : i + at_once], "y": codes[i : i + at_once]})["outcome"]
-            if not (outcome[0] and self._take(verb)):
-                copy(before, self.state())
+            given = {about["rows"][0]: x[i : i + at_once], "y": codes[i : i + at_once]}
+            if not (self._run(verb, given, self.now)["outcome"][0] and self._turn(verb)):
+                copy(before, self.now)
                 raise BundleError(f"refused to {verb}, nothing was changed: a row is not in the sums, or overflows")
         self.counts["learnt" if verb == "learn" else "forgotten"] += len(x)
 
     def forget(self, ids: Sequence[int]) -> None:
-        """Take learnt rows out again, all of them or none; the good state of before goes, for it holds them."""
+        """Take learnt rows out again, all of them or none; the good state of before goes, for it knew them."""
         if not ids or len(set(ids)) != len(ids) or not set(ids) <= set(self.learnt):
             raise BundleError("refused to forget, nothing was changed: a row is named twice or not kept as learnt")
         rows = np.stack([self.learnt[i] for i in ids])
-        self._learn(rows[:, :-1], rows[:, -1].astype(np.int64), "forget")
-        copy(self.sets[EXPORTED], self.sets[GOOD])
+        self.learn(rows[:, :-1], rows[:, -1], "forget", traced=True)
+        copy(self.exported, self.good)
         for i in ids:
             del self.learnt[i]
 
-    def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Everything that later answers depend on: arrays by reference, and plain values."""
-        arrays = {f"state.{k}": v for k, v in self.state().items()}
-        arrays |= {f"good.{k}": v for k, v in self.sets[GOOD].items()}
-        for name, rows in (("waiting", self.waiting), ("learnt", self.learnt)):
-            arrays[f"{name}.ids"] = np.array(list(rows), np.int64)
-            arrays[f"{name}.x"] = np.array(list(rows.values()), self.dtype).reshape(len(rows), -1 if rows else 0)
-        notes = {"counts": self.counts, "cursor": self.cursor, "bundle": self.about["sha256"]}
-        return arrays | {"guard": self.guard.counts}, notes
+    def rows(self, x: Any) -> Any:
+        """[n, d] in the bundle's type; ``BundleError`` for what are no rows of its stream."""
+        try:
+            rows = np.asarray(x, self.dtype)
+            return rows.reshape(len(rows) if rows.ndim > 1 else 1, self.width)
+        except (TypeError, ValueError):
+            raise BundleError(f"a row must be {self.width} numbers") from None
 
-    def take(self, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    def _run(self, verb: str, rows: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+        """The answers of a verb, valid until its next run; what it writes lies in the spare arrays then."""
+        key = (verb, len(next(iter(rows.values()))), *map(id, state.values()))
+        if key not in self._bound:
+            if len(self._bound) >= BINDINGS:
+                self._bound.clear()
+            self._bound[key] = self._bind(verb, rows, state)
+        binding, inputs, outputs = self._bound[key]
+        for name, array in rows.items():
+            inputs[name][...] = array
+        self._sessions[verb].run_with_iobinding(binding)
+        return outputs
+
+    def _bind(self, verb: str, rows: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+        """Arrays for rows and answers, and those of the state, to a graph, which is loaded when it is first needed."""
+        about = self.verbs[verb]
+        if verb not in self._sessions:
+            options, file = ort.SessionOptions(), os.fspath(self.folder / about["file"])
+            options.intra_op_num_threads = self.threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self._sessions[verb] = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        inputs = {f"old.{name}": state[name] for name in about["reads"]}
+        outputs = {f"new.{name}": self.spare[name] for name in about["writes"]}
+        for name, array in rows.items():
+            inputs[name], n = np.zeros(array.shape, array.dtype), len(array)
+        for name, answer in about["answers"].items():
+            outputs[name] = np.zeros([n if size is None else size for size in answer["shape"]], answer["dtype"])
+        binding = self._sessions[verb].io_binding()
+        for bind, arrays in ((binding.bind_ortvalue_input, inputs), (binding.bind_ortvalue_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, ort.OrtValue.ortvalue_from_numpy(array))
+        return binding, inputs, outputs
+
+    def _turn(self, verb: str) -> bool:
+        """To what the verb wrote, if all is finite (and its squares fit); else stay with what there was."""
+        written = self.verbs[verb]["writes"]
+        fine = all(math.isfinite(np.vdot(self.spare[name], self.spare[name])) for name in written)
+        for name in written if fine else ():
+            self.now[name], self.spare[name] = self.spare[name], self.now[name]
+        return fine
+
+    def _guard(self, *scores: Any) -> None:
+        """Roll back if answers of a whole window fall into far fewer classes than the others, those of the exported."""
+        limits = self.about["guard"]
+        for seen, found in zip(self.seen, scores):
+            np.add.at(seen, found.argmax(1), 1)
+        if self.seen[0].sum() < limits["window"]:
+            return
+        p = self.seen / self.seen.sum(1, keepdims=True)
+        now, usual = np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(1))  # how many classes there are, as it were
+        collapsed = now < limits["share"] * usual
+        if collapsed:
+            self.counts["rollbacks"] += 1
+            copy(self.good, self.now)
+        copy(self.exported if collapsed else self.now, self.good)  # a good state is used once
+        self.seen[:] = 0
+
+    def kept(self) -> dict[str, Any]:
+        """Everything that later answers depend on, as arrays by name."""
+        notes = {"counts": self.counts, "cursor": self.cursor, "bundle": self.about["sha256"]}
+        arrays = {"seen": self.seen, "notes": np.frombuffer(json.dumps(notes).encode(), np.uint8)}
+        arrays |= {f"now.{k}": v for k, v in self.now.items()} | {f"good.{k}": v for k, v in self.good.items()}
+        for name, rows in (("waiting", self.waiting), ("learnt", self.learnt)):
+            arrays |= {f"{name}.ids": np.array(list(rows), np.int64), f"{name}.x": np.array(list(rows.values()))}
+        return arrays
+
+    def take(self, arrays: Mapping[str, Any]) -> None:
         """Go on from what ``kept`` gave."""
-        for part, state in (("state", self.state()), ("good", self.sets[GOOD])):
-            copy({name: arrays[f"{part}.{name}"] for name in state}, state)
-        self.guard.counts[...] = arrays["guard"]
-        for name in ("waiting", "learnt"):
-            setattr(self, name, _by_id(arrays, name))
-        self._ahead = None
-        self.counts, self.cursor = dict(notes["counts"]), dict(notes["cursor"])
+        notes = json.loads(arrays["notes"].tobytes())
+        if notes["bundle"] != self.about["sha256"]:
+            raise BundleError("this is the state of another bundle")
+        for part, held in (("now", self.now), ("good", self.good)):
+            copy({name: arrays[f"{part}.{name}"] for name in held}, held)
+        by_id = (dict(zip(arrays[f"{name}.ids"].tolist(), arrays[f"{name}.x"])) for name in ("waiting", "learnt"))
+        self.waiting, self.learnt = by_id
+        self.seen[...], self._ahead = arrays["seen"], None
+        self.counts, self.cursor = notes["counts"], notes["cursor"]
 
     def save(self, path: str | Path) -> None:
-        """Write it, whole or not at all."""
-        write_tensors(Path(path), *self.kept())
+        """Beside its place, to the disk, then renamed: there is the old file or the new one, whole."""
+        path, draft = Path(path), Path(f"{path}.draft")
+        with draft.open("wb") as file:
+            np.savez(file, **self.kept())
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        if os.name == "posix":  # so that the renaming is on the disk too
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a saved state, all of which is checked."""
+        try:
+            with open(path, "rb") as file, np.load(file) as found:
+                self.take(dict(found))
+        except BAD_INPUT as fault:
+            raise BundleError(f"{path}: no state to go on from ({fault}); delete it to begin anew") from None
 
     def answer(self, scores: Any) -> tuple[Any, float | None]:
         """The class that a row's scores answer and its score; None for a row that was refused."""
-        names, best = self.about["stream"]["classes"], int(scores.argmax())
-        return (names[best] if names else best, float(scores[best])) if math.isfinite(scores[0]) else (None, None)
-
-    def code(self, y: Any) -> int:
-        """Of a class by its name, or of a code as it is; -1 for what is neither."""
-        names = self.about["stream"]["classes"]
-        return names.index(str(y)) if names and str(y) in names else int(y) if str(y).isdigit() else -1
+        best = int(scores.argmax())
+        return (self.names[best], float(scores[best])) if math.isfinite(scores[0]) else (None, None)
 
 
 def read(path: str, runner: Runner, label: str | None) -> Iterator[tuple[int, Any, int]]:
-    """Rows of a file one by one: (id, numbers, class code or -1). label: the target's column in a CSV file."""
+    """Rows of a file one by one: (id, numbers, class code or -1). label: column of a .csv file, or y of an .npz."""
     if path.endswith(".npz"):
-        with np.load(path) as found:
-            y = found["y"] if label and "y" in found else np.full(len(found["x"]), -1)
-            yield from ((i, row, int(code)) for i, (row, code) in enumerate(zip(found["x"], y)))
+        with open(path, "rb") as file, np.load(file) as found:
+            yield from zip(count(), found["x"], found["y"] if label else repeat(-1))
         return
-    columns = [(c["name"], c["categories"]) for c in runner.about["stream"]["columns"]]
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        for name in {name for name, _ in columns} - set(rows.fieldnames or ()):
+        for name in {*(name for name, _ in runner.columns), *([label] if label else ())} - set(rows.fieldnames or ()):
             raise BundleError(f"{path}: there is no column {name!r}")
         for i, row in enumerate(rows):
-            numbers = np.array([_number(row[name], categories) for name, categories in columns])
-            yield int(row.get("id") or i), numbers, runner.code(row.get(label)) if label else -1
-
-
-def _number(cell: str | None, categories: Sequence[str] | None) -> float:
-    """NaN for an empty cell, infinity for what has no number: that row is refused."""
-    try:
-        return math.nan if not cell else float(cell) if categories is None else float(categories.index(cell))
-    except ValueError:
-        return math.inf
+            cells = [(row[name], column["categories"]) for name, column in runner.columns]
+            try:
+                x = [math.nan if not c else float(c if known is None else known.index(c)) for c, known in cells]
+            except ValueError:  # a cell that is no number and no category: the row is refused
+                x = [math.inf] * len(cells)
+            yield int(row.get("id") or i), np.array(x), runner.codes.get(row[label], -1) if label else -1
 
 
 def follow(runner: Runner, options: argparse.Namespace) -> None:
     """Answer a file from where the saved state left it, which also says how much of the output belongs to it."""
     cursor = runner.cursor if runner.cursor.get("input") == options.input else {"rows": 0, "bytes": 0}
-    done, rows = cursor["rows"], read(options.input, runner, options.label)
+    done = cursor["rows"]
+    rows = islice(read(options.input, runner, options.label), done, None)
+    batch = list(islice(rows, options.batch))
     with open(options.output, "r+b" if done else "wb") as out:
         out.truncate(cursor["bytes"])
         out.seek(cursor["bytes"])
         out.write(b"" if done else b"id,answer,score\n")
-        batch = list(islice(rows, done, done + options.batch))
         while batch:
-            ids, codes = [i for i, _, _ in batch], {i: c for i, _, c in batch if c >= 0}
-            for i, scores in zip(ids, runner.step(ids, np.stack([row for _, row, _ in batch]))):
+            ids, x, codes = zip(*batch)
+            for i, scores in zip(ids, runner.adapt(np.stack(x), ids)):
                 answer, score = runner.answer(scores)
                 out.write(f"{i},,\n".encode() if answer is None else f"{i},{answer},{score:.6g}\n".encode())
-            runner.label(list(codes), list(codes.values()))
+            runner.label(ids, codes)
             done += len(batch)
             batch = list(islice(rows, options.batch))
             if done - cursor["rows"] >= options.every or not batch:
@@ -442,10 +346,10 @@ def follow(runner: Runner, options: argparse.Namespace) -> None:
 def reply(runner: Runner, said: Any, state: str) -> dict[str, Any]:
     """The answer to one line of JSON."""
     if "x" in said:
-        answer, score = runner.answer(runner.step([said["id"]], [said["x"]])[0])
+        answer, score = runner.answer(runner.adapt([said["x"]], [said["id"]])[0])
         return {"id": said["id"], "answer": answer, "score": score}
     if "y" in said:
-        return {"id": said["id"], "learnt": runner.label([said["id"]], [runner.code(said["y"])])}
+        return {"id": said["id"], "learnt": runner.label([said["id"]], [runner.codes.get(str(said["y"]), -1)])}
     if "forget" in said:
         runner.forget(said["forget"])
         return {"forgotten": len(said["forget"])}
@@ -459,13 +363,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--input", required=True, help="a .csv or .npz file, or - for JSON lines on stdin")
     parser.add_argument("--output", default="predictions.csv", help="where the answers to a file go")
     parser.add_argument("--bundle", default=os.path.dirname(os.path.abspath(__file__)), help="its folder")
-    parser.add_argument("--state", help="where what was adapted is kept (adapted.safetensors in the bundle)")
+    parser.add_argument("--state", help="where what was adapted is kept (adapted.npz in the bundle)")
     parser.add_argument("--label", help="column of a CSV file, or y of an .npz, with labels to learn from")
     parser.add_argument("--batch", type=int, default=1, help="rows answered together")
     parser.add_argument("--every", type=int, default=1000, help="rows between two savings of the state")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
-    options.state = options.state or os.path.join(options.bundle, "adapted.safetensors")
+    options.state = options.state or os.path.join(options.bundle, "adapted.npz")
     try:
         runner = Runner(options.bundle, state=options.state, threads=options.threads)
         if options.input != "-":
@@ -474,12 +378,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in sys.stdin:
             try:
                 said = reply(runner, json.loads(line), options.state)
-            except (BundleError, ValueError, KeyError, TypeError) as fault:
+            except BAD_INPUT as fault:
                 said = {"error": f"{type(fault).__name__}: {fault}"}
             print(json.dumps(said), flush=True)
         runner.save(options.state)
         return 0
-    except (BundleError, OSError, KeyError, ValueError) as fault:
+    except (OSError, *BAD_INPUT) as fault:
         print(f"run.py: error: {' '.join(str(fault).split())}", file=sys.stderr)
         return 2
 

@@ -40,7 +40,7 @@ class Edge(Learner):
             self.runner = Runner(self.params.bundle, threads=self.params.threads)
         except BundleError as fault:
             raise InputError(f"{fault}") from None
-        _check(spec, self.runner.about["stream"], self.params.bundle)
+        _check(spec, self.runner, self.params.bundle)
         if "learn" in self.runner.verbs:
             self.needs = frozenset({"labels"})
         self._said: Prediction | None = None
@@ -53,7 +53,7 @@ class Edge(Learner):
         return make_dataclass("Params", [], bases=(cls.Params,), namespace={"bundle": bundle}, frozen=True)
 
     def predict(self, batch: Batch) -> Prediction:
-        scores = _scores(self.runner.ahead(batch.x))
+        scores = _scores(self.runner.predict(batch.x, ahead=True))
         trace = {} if self.runner.trace is None else {"trace": self.runner.trace.copy()}
         self._said = Prediction(scores.argmax(1), scores, trace)
         return self._said
@@ -64,7 +64,7 @@ class Edge(Learner):
         if not len(batch):
             return
         if prediction is not self._said:
-            self.runner.ahead(batch.x)
+            self.runner.predict(batch.x, ahead=True)
         self._said = None
         self.runner.commit()
         self._changes += 1
@@ -85,14 +85,14 @@ class Edge(Learner):
     def forget(self, ids: Array) -> Receipt:
         if "forget" not in self.runner.verbs:
             raise CannotForget("this bundle has no graph that forgets")
-        before = digest(self.runner.state())
+        before = digest(self.runner.now)
         try:
             self.runner.forget(np.asarray(ids).tolist())
         except BundleError as fault:
             raise CannotForget(f"{fault}") from None
         self._changes += 1
         said = "the head is the one trained on the remaining rows, to the rounding of float64 sums"
-        return Receipt(tuple(np.asarray(ids).tolist()), before, digest(self.runner.state()), said)
+        return Receipt(tuple(np.asarray(ids).tolist()), before, digest(self.runner.now), said)
 
     def bar(self, ids: Array) -> None:
         there = [i for i in np.asarray(ids).tolist() if i in self.runner.learnt]
@@ -115,14 +115,13 @@ class Edge(Learner):
         return {"bundle": about["sha256"], "exported": about["learner"], "made": about["made"]}
 
     def state(self) -> State:
-        arrays, notes = self.runner.kept()
-        said = {"bundle": self.runner.about["sha256"], "changes": self._changes, "barred": sorted(self._barred)}
-        return {**said, "arrays": arrays, "notes": notes}
+        return {"runner": self.runner.kept(), "changes": self._changes, "barred": sorted(self._barred)}
 
     def load(self, state: State) -> None:
-        if state["bundle"] != self.runner.about["sha256"]:
-            raise InputError(f"{self.params.bundle}: not the bundle that the state was made with")
-        self.runner.take(state["arrays"], state["notes"])
+        try:
+            self.runner.take(state["runner"])
+        except BundleError as fault:
+            raise InputError(f"{self.params.bundle}: {fault}") from None
         self._changes, self._said = int(state["changes"]), None
         self._barred = set(state["barred"])
 
@@ -134,9 +133,9 @@ def _scores(found: Array) -> Array:
     return scores
 
 
-def _check(spec: StreamSpec, stream: dict[str, Any], bundle: str) -> None:
+def _check(spec: StreamSpec, runner: Runner, bundle: str) -> None:
     """The bundle's columns and classes must be the stream's."""
-    if len(spec.columns) != len(stream["columns"]):
-        raise InputError(f"{bundle}: made for {len(stream['columns'])} columns, {spec.name} has {len(spec.columns)}")
-    if list(spec.classes or ()) != list(stream["classes"] or ()):
+    if len(spec.columns) != runner.width:
+        raise InputError(f"{bundle}: made for {runner.width} columns, {spec.name} has {len(spec.columns)}")
+    if list(spec.classes or ()) != list(runner.about["stream"]["classes"] or ()):
         raise InputError(f"{bundle}: made for other classes than those of {spec.name}")

@@ -137,7 +137,8 @@ export class Runner {
 
   constructor(about, sessions, first) {
     Object.assign(this, { about, sessions, first });
-    this.width = about.stream.columns.length;
+    const sizes = about.stream.columns.map(({ shape }) => shape.reduce((a, b) => a * b, 1));
+    this.width = sizes.reduce((a, b) => a + b);
     this.reset();
   }
 

@@ -45,26 +45,26 @@ def test_it_learns_and_forgets_as_the_learner_does(acu: Path) -> None:
     for i in range(3, 30):
         batch = table(4, i)
         learner.learn(batch, learner.predict(batch))
-        runner.step(batch.ids.tolist(), batch.x)
+        runner.adapt(batch.x, batch.ids.tolist())
         assert runner.label(batch.ids.tolist(), batch.y.tolist()) == 4  # type: ignore[union-attr]
     assert_allclose(runner.predict(asked.x), learner.predict(asked).scores, atol=1e-6)
     gone = [300, 303, 1201, 2902]
     learner.forget(np.array(gone))
     runner.forget(gone)
-    assert_allclose(runner.state()["head"], learner.head.weights(), atol=1e-10)
+    assert_allclose(runner.now["head"], learner.head.weights(), atol=1e-10)
     assert_allclose(runner.predict(asked.x), learner.predict(asked).scores, atol=1e-6)
 
 
 def test_forgetting_what_was_learnt_gives_back_what_was(acu: Path) -> None:
     runner = Runner(acu)
-    before = {k: v.copy() for k, v in runner.state().items()}
+    before = {k: v.copy() for k, v in runner.now.items()}
     batch = table(20, 9)
-    runner.step(batch.ids.tolist(), batch.x)
+    runner.adapt(batch.x, batch.ids.tolist())
     runner.label(batch.ids.tolist(), batch.y.tolist())  # type: ignore[union-attr]
     runner.forget(batch.ids.tolist())
     assert runner.waiting == {}
     assert set(runner.learnt) == {100 * i + j for i in range(3) for j in range(7)}  # of before the export
-    for name, value in runner.state().items():
+    for name, value in runner.now.items():
         assert_allclose(value, before[name], atol=1e-10)
 
 
@@ -73,7 +73,7 @@ def test_rows_of_before_the_export_can_be_forgotten(acu: Path, tmp_path: Path) -
     gone = [3, 104, 200]
     learner.forget(np.array(gone))
     runner.forget(gone)
-    assert_allclose(runner.state()["head"], learner.head.weights(), atol=1e-10)
+    assert_allclose(runner.now["head"], learner.head.weights(), atol=1e-10)
     runner.save(tmp_path / "saved")
     again = Runner(acu, state=tmp_path / "saved")
     with pytest.raises(BundleError, match="not kept as learnt"):
@@ -92,9 +92,9 @@ def test_rows_that_are_not_kept_or_too_many_stay_behind(monkeypatch: pytest.Monk
 def test_requests_are_refused_as_a_whole(acu: Path) -> None:
     runner = Runner(acu)
     batch = table(3, 9)
-    runner.step(batch.ids.tolist(), batch.x)
+    runner.adapt(batch.x, batch.ids.tolist())
     runner.label(batch.ids.tolist(), [0, 1, 0])
-    before = {k: v.copy() for k, v in runner.state().items()}
+    before = {k: v.copy() for k, v in runner.now.items()}
     for ids in ([900, 17], [900, 900], []):
         with pytest.raises(BundleError, match="refused"):
             runner.forget(ids)
@@ -104,14 +104,14 @@ def test_requests_are_refused_as_a_whole(acu: Path) -> None:
     far = np.array([[40.0, 0, 0], [50.0, 1, 1]])
     with pytest.raises(BundleError, match="not in the sums"):
         runner.learn(np.concatenate([batch.x[:1], far]), [0, 0, 0], "forget")
-    for name, value in runner.state().items():
+    for name, value in runner.now.items():
         assert_allclose(value, before[name], rtol=0, atol=0)
 
 
 def test_what_was_saved_can_still_be_forgotten(acu: Path, tmp_path: Path) -> None:
     runner = Runner(acu)
     batch = table(5, 9)
-    runner.step(batch.ids.tolist(), batch.x)
+    runner.adapt(batch.x, batch.ids.tolist())
     runner.label(batch.ids.tolist()[:3], batch.y.tolist()[:3])  # type: ignore[union-attr]
     runner.save(tmp_path / "saved")
     other = Runner(acu, state=tmp_path / "saved")

@@ -118,7 +118,7 @@ def test_a_bundle_follows_a_stream(csfa: Path) -> None:
     edge = dw.learner(f"edge:{csfa}", made.spec)
     assert any(n.op_type == "If" for n in onnx.load(csfa / "adapt.onnx").graph.node)
     runner: Runner = edge.runner  # type: ignore[attr-defined]
-    runner.guard.limits = {**runner.guard.limits, "every": 10**9}  # random weights answer too little to be judged
+    runner.about["guard"]["every"] = 10**9  # random weights answer too little to be judged
     for i, (n, y) in enumerate(SESSIONS):
         batch = rows(n, i + 1, y)
         ours, theirs = made.predict(batch), edge.predict(batch)
@@ -133,18 +133,44 @@ def test_a_bundle_follows_a_stream(csfa: Path) -> None:
     assert runner.counts["learnt"] == sum(len(y) for _, y in SESSIONS if y)
 
 
-def test_a_rollback_leaves_what_labels_taught(csfa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollback_leaves_what_labels_taught(csfa: Path) -> None:
     runner = Runner(csfa)
-    first = {n: v.copy() for n, v in runner.state().items()}
+    first = {n: v.copy() for n, v in runner.now.items()}
     runner.learn(rows(3, 1).x, [2, 2, 6])
     runner.adapt(rows(20, 2).x)
-    assert not np.array_equal(runner.state()["moving"], first["moving"])
-    monkeypatch.setattr(runner.guard, "limits", {**runner.guard.limits, "every": 1})
-    monkeypatch.setattr(runner.guard, "look", lambda *_: "collapsed")
+    assert not np.array_equal(runner.now["moving"], first["moving"])
+    runner.about["guard"] = {"every": 1, "window": 1, "share": 1e9}
     runner.adapt(rows(20, 3).x)
     assert runner.counts["rollbacks"] == 1
-    assert_allclose(runner.state()["moving"], first["moving"], rtol=0, atol=0)
-    assert runner.state()["prototypes"][:, -1].tolist() == [1, 1, 1, 0, 1, 1, 1]
+    assert_allclose(runner.now["moving"], first["moving"], rtol=0, atol=0)
+    assert runner.now["prototypes"][:, -1].tolist() == [1, 1, 1, 0, 1, 1, 1]
+
+
+def test_classes_that_labels_taught_are_no_collapse(csfa: Path) -> None:
+    """All rows fall into a new class: far fewer classes than by the prototypes of the export, and yet all is well."""
+    runner, x = Runner(csfa), rows(60, 1).x
+    assert len(set(runner.predict(x).argmax(1))) == 3
+    runner.adapt(rows(16, 11).x)
+    runner.learn(x[:8], [2] * 8)
+    runner.about["guard"]["every"] = 1
+    assert set(runner.adapt(x).argmax(1)) == {2}
+    assert runner.counts["rollbacks"] == 0
+    assert_allclose(runner.good["moving"], runner.now["moving"], rtol=0, atol=0)
+    assert not np.array_equal(runner.good["moving"], runner.exported["moving"])
+
+
+def test_a_collapse_among_classes_that_labels_taught_is_seen(csfa: Path) -> None:
+    """Rows of two new classes fall into one by what adapting moved; by the prototypes of the export they were one."""
+    runner = Runner(csfa)
+    x = rows(60, 1).x
+    x = x[runner.predict(x).argmax(1) == 4]
+    runner.learn(x[:8], [2] * 4 + [6] * 4)
+    assert set(runner.predict(x).argmax(1)) == {2, 6}
+    runner.about["guard"]["every"] = 1
+    runner.now["moving"][:] = np.append(np.zeros(8), runner.now["prototypes"][4, :8])  # every row is class 4 then
+    assert set(runner.adapt(x).argmax(1)) == {4}
+    assert runner.counts["rollbacks"] == 1
+    assert_allclose(runner.now["moving"], runner.exported["moving"], rtol=0, atol=0)
 
 
 def test_more_rows_than_can_wait_are_refused() -> None:

@@ -111,12 +111,12 @@ def test_a_bundle_answers_as_the_learner_on_a_stream(
             edge.learn(rows, theirs)
     runner = Runner(folder)
     rows = batch(3, 900, len(spec.classes or ()))
-    runner.step(rows.ids.tolist(), rows.x)
+    runner.adapt(rows.x, rows.ids.tolist())
     runner.save(tmp_path / "saved")
     other = Runner(folder, state=tmp_path / "saved")
     assert other.label(rows.ids.tolist(), rows.y.tolist()) == 3  # type: ignore[union-attr]
     runner.label(rows.ids.tolist(), rows.y.tolist())  # type: ignore[union-attr]
-    assert all(np.array_equal(v, runner.state()[k]) for k, v in other.state().items())
+    assert all(np.array_equal(v, runner.now[k]) for k, v in other.now.items())
     for verb in ("predict", "learn"):
         model = onnx.load(folder / f"{verb}.onnx")
         onnx.checker.check_model(model, full_check=True)

@@ -56,7 +56,7 @@ def test_weights_of_both_graphs_lie_in_one_file_once(half: Path) -> None:
 
 def test_half_precision_is_a_matter_of_storage(half: Path, bundle: Path) -> None:
     whole, small = Runner(bundle), Runner(half)
-    assert all(np.array_equal(v, small.state()[k]) for k, v in whole.state().items())
+    assert all(np.array_equal(v, small.now[k]) for k, v in whole.now.items())
     for i in range(5):
         np.testing.assert_allclose(small.adapt(rows(5, i)), whole.adapt(rows(5, i)), atol=5e-3)
     assert small.counts["steps"] == 5
