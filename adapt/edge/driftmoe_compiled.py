@@ -6,15 +6,16 @@ them is enough. ``NUMBA_DISABLE_JIT=1`` counts as no Numba.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-try:
-    import numba
-except ImportError:
-    COMPILES = False
-else:
-    COMPILES = not numba.config.DISABLE_JIT
+COMPILES = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
+if COMPILES:
+    try:
+        import numba
+    except ImportError:
+        COMPILES = False
 
 
 def compiled(function: Callable[..., Any]) -> Any:

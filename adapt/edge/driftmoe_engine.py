@@ -30,16 +30,20 @@ LARGEST_CODE = 2.0**53
 class Engine:
     """The verbs of a bundle over its arrays.
 
-    about: kind (of ``ROWS``), plan, classes, room and max_bytes (of ``RowModel``), nominal (columns with categories).
-    state: as ``state`` gives it. A row's trace is the row, what its learning wants back, and the answer.
+    about: ``engine`` of bundle.json: kind (of ``ROWS``), plan, classes, room and max_bytes (of ``RowModel``), nominal
+    (columns with categories).
+    now: everything that is learnt, by name, to begin with; it holds the arrays of this moment whenever ``run`` is done.
+    A row's trace is the row, what its learning wants back, and the answer.
     """
 
-    def __init__(self, about: Mapping[str, Any], state: Mapping[str, Array]) -> None:
+    def __init__(self, about: Mapping[str, Any], now: dict[str, Array]) -> None:
         self.kind, self.nominal = about["kind"], about["nominal"]
         self.rows = ROWS[self.kind]
         self.plan = self.rows.Plan(**{name: _setting(value) for name, value in about["plan"].items()})
         sizes = {name: about[name] for name in ("classes", "room", "max_bytes")}
-        self.model = RowModel(self.rows.pass_rows, self._handle, self._pool(state), **sizes)
+        self.model = RowModel(self.rows.pass_rows, self._handle, self._pool(now), **sizes)
+        self.now = now
+        self.now.update(flat(to_dict(self.model.pool)))
         if not _compiled():
             from .driftmoe_arrays import take_over
 
@@ -63,13 +67,10 @@ class Engine:
             place[last] = array.view(np.uint64) if last == "generator" else array
         return from_dict(self.rows.Pool, nested)
 
-    def state(self) -> dict[str, Array]:
-        """Everything that is learnt, by reference; random generators as signed numbers."""
-        return flat(to_dict(self.model.pool))
-
     def load(self, state: Mapping[str, Array]) -> None:
-        """Go on from what ``state`` gave."""
+        """Go on from what ``now`` was once; the arrays are copied."""
         self.model.work_on(self._pool(state), self.model.classes)
+        self.now.update(flat(to_dict(self.model.pool)))
 
     def run(self, verb: str, rows: Mapping[str, Array]) -> dict[str, Array]:
         """predict: x[n, d] to scores[n, C] and trace[n, w]. learn: traces x[n, w] with class codes y[n]; outcome[1]."""
@@ -79,6 +80,8 @@ class Engine:
     def _predict(self, x: Array) -> dict[str, Array]:
         noted = self._notes(len(x))
         answers, scores = self.model.predict(self._sound(x), noted)
+        behind = scores.argmax(1) != answers  # an expert that knows nothing leaves the answer to the labels so far
+        scores[behind, answers[behind]] = np.nextafter(scores[behind].max(1), np.inf)
         parts = [x, *(part.reshape(len(x), -1) for part in noted), answers[:, None]]
         return {"scores": scores, "trace": np.concatenate(parts, axis=1, dtype=np.float64)}
 
@@ -88,7 +91,10 @@ class Engine:
             size = part[0].size
             part[...] = trace[:, at - size : at].reshape(part.shape)
             at -= size
+        if not np.isfinite(trace[:, at:]).all():  # a row that was refused
+            return {"outcome": np.zeros(1, np.int64)}
         self.model.learn(self._sound(trace[:, :at]), np.ascontiguousarray(y), noted, trace[:, -1].astype(np.int64))
+        self.now.update(flat(to_dict(self.model.pool)))
         return {"outcome": np.ones(1, np.int64)}
 
     def _notes(self, n: int) -> tuple[Array, ...]:
@@ -104,7 +110,7 @@ class Engine:
 
 
 def flat(state: Mapping[str, Any], folder: str = "") -> dict[str, Array]:
-    """Arrays by their names with dots between."""
+    """Arrays by their names with dots between, by reference; states of random generators as signed numbers."""
     arrays: dict[str, Array] = {}
     for name, value in state.items():
         if isinstance(value, Mapping):

@@ -18,10 +18,12 @@ import numpy as np
 
 from ...streams import Array, InputError, StreamSpec
 from ..learner import Learner
-from .bundle import MANIFEST, RUNNER, STATE, described, sealed
+from .bundle import MANIFEST, RUNNER, STATE, described, headed, sealed
 
 KEPT = ("float32", "float16", "int8")
 CALIBRATING = 256
+SOURCES = ("DriftMoE", "HoeffdingTree")
+"""Learners that go into a bundle as sources (``driftmoe.py``); all others as graphs."""
 
 
 def export(learner: Learner, spec: StreamSpec, path: str | Path, *, name: str = "", weights: str = "float32") -> Path:
@@ -32,16 +34,25 @@ def export(learner: Learner, spec: StreamSpec, path: str | Path, *, name: str = 
     ``InputError``, in one line, where the folder has something in it, the extra ``export`` is missing, or the learner
     or a layer of its model has no form as a graph; then nothing is written.
     """
-    from .steps import steps_of
-    from .tracing import compare, traced
-    from .weights import apart, halve, quantised
-
     place = Path(path)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"--to {place}: there is something already; name a new folder")
     if weights not in KEPT:
         raise InputError(f"weights={weights}: there is {', '.join(KEPT)}")
-    rows = _calibrating(spec) if weights == "int8" else None
+    said = {"learner": name or type(learner).__name__, "settings": _settings(learner), "weights": weights}
+    manifest, files = (_sources if type(learner).__name__ in SOURCES else _graphs)(learner, spec, said)
+    files[RUNNER] = (Path(__file__).parent / "runner.py").read_bytes()
+    _write(place, {**files, MANIFEST: sealed(manifest, files)})
+    return place
+
+
+def _graphs(learner: Learner, spec: StreamSpec, said: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """bundle.json without its files, and the files, of a learner whose verbs are graphs."""
+    from .steps import steps_of
+    from .tracing import compare, traced
+    from .weights import apart, halve, quantised
+
+    rows = _calibrating(spec) if said["weights"] == "int8" else None
     steps = steps_of(learner)
     models: dict[str, Any] = {}
     answers: dict[str, Any] = {}
@@ -50,18 +61,27 @@ def export(learner: Learner, spec: StreamSpec, path: str | Path, *, name: str = 
         compare(verb, what, model.SerializeToString(deterministic=True), steps.state)
         answers[verb] = {n: _shape(model, n) for n in what.answers}
         models[verb] = model if rows is None else quantised(verb, what, model, steps.state, rows)
-        if weights == "float16":
+        if said["weights"] == "float16":
             halve(model)
     files = apart(models)
     files |= {f"{verb}.onnx": model.SerializeToString(deterministic=True) for verb, model in models.items()}
     from safetensors.torch import save
 
     files[STATE] = save({n: t.contiguous() for n, t in {**steps.state, **steps.learnt}.items()})
-    files[RUNNER] = (Path(__file__).parent / "runner.py").read_bytes()
-    said = {"learner": name or type(learner).__name__, "settings": _settings(learner), "weights": weights}
-    manifest = described(steps, spec, said, answers)
-    _write(place, {**files, MANIFEST: sealed(manifest, files)})
-    return place
+    return described(steps, spec, said, answers), files
+
+
+def _sources(learner: Learner, spec: StreamSpec, said: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The same of a learner whose own sources go with it."""
+    from .driftmoe import parts
+
+    if said["weights"] != "float32":
+        raise InputError(f"weights={said['weights']}: {said['learner']} has none that stay; leave them float32")
+    more, files, state = parts(learner)
+    from safetensors.numpy import save
+
+    files[STATE] = save(state)
+    return {**headed(spec, said), **more}, files
 
 
 def export_run(folder: Path, to: Path, weights: str = "float32") -> Path:
@@ -107,6 +127,7 @@ def _write(place: Path, files: Mapping[str, bytes]) -> None:
     try:
         draft.mkdir(parents=True)
         for name, body in files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
             with (draft / name).open("wb") as file:
                 file.write(body)
                 file.flush()
