@@ -1,4 +1,4 @@
-"""What ``models/compiled.py`` is inside a bundle: compiled where the device has Numba, plain Python where it has not.
+"""What ``models/compiled.py`` is inside a bundle: compiled where the device has Numba and SciPy, plain Python where not.
 
 ``export`` puts this file in that one's place. The sources of a bundle do not change, so that Numba's own cache beside
 them is enough. ``NUMBA_DISABLE_JIT=1`` counts as no Numba.
@@ -14,6 +14,7 @@ COMPILES = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
 if COMPILES:
     try:
         import numba
+        import scipy.linalg  # noqa: F401 - where Numba finds its BLAS
     except ImportError:
         COMPILES = False
 

@@ -29,21 +29,25 @@ print(json.dumps([*(int(lines.split(k)[1].split()[0]) / 1024 for k in ("VmHWM:",
 
 
 def files(bundle: Path) -> dict[str, int]:
-    """Bytes by name, the largest first."""
-    found = {p.name: p.stat().st_size for p in bundle.iterdir() if p.is_file()}
+    """Bytes by name, those of a folder together, the largest first."""
+    found: dict[str, int] = {}
+    for path in bundle.rglob("*"):
+        name = path.relative_to(bundle).parts[0]
+        found[name] = found.get(name, 0) + (path.stat().st_size if path.is_file() else 0)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def process(bundle: Path) -> tuple[float, float, float]:
     """Highest and last resident memory in MB, and seconds from the first import to the first answer.
 
-    Of a process that runs the bundle alone for some steps on one row. ``OSError`` where the system does not tell (there
+    Of a process that runs the bundle alone for some steps on one row, without Numba. ``OSError`` where the system does not tell (there
     is /proc on Linux only).
     """
     if not Path("/proc/self/status").exists():
         raise OSError("this system has no /proc to read the memory of a process from")
-    command = [sys.executable, "-c", PROGRAM + TELL, str(bundle), str(STEPS)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-B", "-c", PROGRAM + TELL, str(bundle), str(STEPS)]
+    alone = {"OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone)
     if done.returncode:
         raise OSError(done.stderr.strip().splitlines()[-1])
     peak, last, first = json.loads(done.stdout)
