@@ -40,8 +40,8 @@ def files(bundle: Path) -> dict[str, int]:
 def process(bundle: Path) -> tuple[float, float, float]:
     """Highest and last resident memory in MB, and seconds from the first import to the first answer.
 
-    Of a process that runs the bundle alone for some steps on one row, without Numba. ``OSError`` where the system does not tell (there
-    is /proc on Linux only).
+    Of a process that runs the bundle alone for some steps on one row, without Numba. ``OSError`` where the system does
+    not tell (there is /proc on Linux only).
     """
     if not Path("/proc/self/status").exists():
         raise OSError("this system has no /proc to read the memory of a process from")
