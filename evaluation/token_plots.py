@@ -93,15 +93,18 @@ def drift_plot(
 ) -> Plot:
     """A line for each experience that has a later one: what newer banks have of its own tokens after each experience.
 
-    own: a row for the end of each experience. means: thinner lines beside them, a figure for each row.
+    own: a row for the end of each experience. means: thinner lines beside them, a figure for each row; none without.
     """
     last = len(own)
     colours = ramp(last)
     figure, axes = plots.new_axes(3.0, right=0.4)
-    styles = dict(zip(means, ("dashed", "dotted")))
-    for name, values in means.items():
-        x, y = _known([(t + 1, v) for t, v in enumerate(values)])
-        axes.plot(x, y, color=plots.FAINT, linewidth=1.4, linestyle=plots.DASHES[styles[name]], zorder=2)
+    styles = {name: style for name, style in zip(means, ("dashed", "dotted")) if set(means[name]) - {None}}
+    for name, style in styles.items():
+        x, y = _known([(t + 1, v) for t, v in enumerate(means[name])])
+        axes.plot(
+            x, y, "o", color=plots.FAINT, linewidth=1.4, linestyle=plots.DASHES[style], markersize=3, zorder=2,
+            clip_on=False,
+        )  # fmt: skip
     for e in range(last - 1):
         x, y = _known([(t + 1, own[t][e]) for t in range(e, last)])
         axes.plot(x, y, "o-", color=colours[e], linewidth=1.9, markersize=4, zorder=3, clip_on=False)
@@ -112,7 +115,7 @@ def drift_plot(
     named = [(colours[e], "solid", f"{e + 1} · {names[e]}") for e in range(last - 1)]
     if len(named) > MOST_NAMES:
         named = [named[0], (colours[last // 2], "solid", "…"), named[-1]]
-    beside = [(plots.FAINT, styles[name], name) for name in means]
+    beside = [(plots.FAINT, style, name) for name, style in styles.items()]
     return Plot(plots.to_svg(figure, prefix), [*named, *beside])
 
 

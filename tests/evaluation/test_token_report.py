@@ -11,7 +11,7 @@ from driftway.evaluation.report import render_run
 from driftway.evaluation.run_data import RunData, read_run
 from driftway.evaluation.section import Compared, Drawing, Heading, Table, Words
 from driftway.evaluation.token_drift import last_drift, newer_mass, with_row
-from driftway.evaluation.token_plots import over_updates, short_names
+from driftway.evaluation.token_plots import drift_plot, over_updates, short_names
 from driftway.evaluation.token_report import overlap_section, token_compared, token_section
 from driftway.streams.spec import AMBIGUOUS, OWN, PADDING, SHARED
 
@@ -145,6 +145,17 @@ def test_drift_grows_by_a_row_for_each_experience() -> None:
     assert first["own"] == [[0.0]], "what was there is not changed"
     assert (last_drift(second), last_drift(third), last_drift(third, "ambiguous")) == (0.5, 0.5, None)
     assert last_drift(with_row(second, figures(None, 0.25, 0.0))) == 0.25
+
+
+def test_a_mean_of_one_figure_is_a_point_and_one_of_none_is_not_named() -> None:
+    own: list[list[float | None]] = [[0.0], [0.5, 0.0]]
+    alone, shared, nothing = (
+        drift_plot(own, means, ["a", "b"], prefix="p")
+        for means in ({}, {"shared": [None, 0.25]}, {"ambiguous": [None, None]})
+    )
+    assert shared.svg.count("<use") == alone.svg.count("<use") + 1
+    assert [words for *_, words in shared.legend] == ["1 · a", "shared"]
+    assert nothing.legend == alone.legend
 
 
 def test_maps_over_updates() -> None:
