@@ -10,17 +10,18 @@
                           shape [2, 2] for "pixel 0.0", "pixel 0.1", "pixel 1.0" and "pixel 1.1"; of a planner the
                           last is time, in seconds
     rows                  dtype of the rows as the graphs take them (float32 or float64)
-    verbs                 name -> {file, rows, reads, writes, answers, single}: rows lists the inputs with an axis of
-                          rows, which is always 1 where the verb is single;
-                          reads and writes name state, input ``old.NAME`` and output ``new.NAME`` of the graph; answers
-                          maps the other outputs to {dtype, shape} with null for the axis of rows
+    verbs                 name -> {file, rows, reads, writes, some, answers, single}: rows lists the inputs with an
+                          axis of rows, which is always 1 where the verb is single; reads and writes name state, input
+                          ``old.NAME`` and output ``new.NAME`` of the graph; answers maps the other outputs to {dtype,
+                          shape} with null for the axis of rows; some maps state of which only rows come back, as
+                          ``some.NAME``, to the answer that says which rows those are
     state                 name -> {dtype, shape}; the values at export are in state.safetensors, and beside them, where
                           the learner kept them, learnt.ids and learnt.x: traces of learnt rows, class codes behind
     guard                 every: steps from one look at the answers to the next, at which the state at export answers
                           the same rows; window: rows that are judged together; share: answers have collapsed where
                           their effective number of classes (exp of the entropy) is below so much of those others'
-    engine                {folder, module, settings} of what runs in place of graphs, where there is one: its verbs
-                          have no files, and its state is its own (``driftmoe.py``)
+    engine                file of what runs in place of graphs, where there is one, and its settings: its verbs have no
+                          files, and its state is its own (``driftmoe.py``)
     files                 name -> {sha256, bytes} of every other file; weights.bin, where it is there, holds weights
                           that several graphs read (ONNX external data: a graph has the file's name, place and length)
     sha256                of this file without this line, keys sorted
@@ -60,6 +61,7 @@ def described(steps: Steps, spec: StreamSpec, learner: Mapping[str, Any], answer
             "rows": list(verb.rows(1, 0)),
             "reads": list(verb.reads),
             "writes": list(verb.writes),
+            "some": dict(verb.some),
             "answers": answers[name],
             "single": verb.single,
         }

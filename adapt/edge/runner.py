@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import os
+import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice, repeat
@@ -28,7 +29,6 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import onnxruntime as ort
 
 FORMAT = 1
 BINDINGS = 64  # of arrays to graphs that are kept ready: up to four for every verb and number of rows
@@ -58,8 +58,7 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     body, arrays = (folder / "state.safetensors").read_bytes(), {}
     start = 8 + int.from_bytes(body[:8], "little")
     for name, tensor in json.loads(body[8:start]).items():
-        place = start + tensor["data_offsets"][0]
-        arrays[name] = np.ndarray(tensor["shape"], KINDS[tensor["dtype"]], body, place)
+        arrays[name] = np.ndarray(tensor["shape"], KINDS[tensor["dtype"]], body, start + tensor["data_offsets"][0])
     return {**about, "sha256": seal}, arrays
 
 
@@ -72,7 +71,7 @@ def copy(of: Mapping[str, Any], to: Mapping[str, Any]) -> None:
 class Runner:
     """A bundle at work. state: a saved state to go on from, if there is such a file. threads: of ONNX Runtime.
 
-    now, spare: the state, and as many arrays for steps to write, which then change places with it. exported, good: of
+    now, spare: the state, and arrays like it for steps to write, which then change places with it. exported, good: of
     that what adapting moves and labels do not teach, at export and when the guard last found it good. waiting, learnt:
     rows by id without a label yet, and those that can be forgotten, class codes behind. trace: what learning needs of
     the moment of the last answer, by row, where the bundle's ``predict`` gives it.
@@ -88,7 +87,8 @@ class Runner:
         self.names = self.about["stream"]["classes"] or range(self.classes)
         self.codes = {str(c): c for c in range(self.classes)} | {str(name): c for c, name in enumerate(self.names)}
         moves, taught = (self.verbs[v]["writes"] if v in self.verbs else () for v in ("adapt", "learn"))
-        self.now, self.spare = ({k: arrays[k].copy() for k in self.about["state"]} for _ in range(2))
+        self.now = {k: arrays[k].copy() for k in self.about["state"]}
+        self.spare = {k: arrays[k].copy() for verb in self.verbs.values() for k in verb["writes"]}
         self.exported, self.good = ({k: arrays[k].copy() for k in moves if k not in taught} for _ in range(2))
         self.seen = np.zeros((2, self.classes), np.int64)
         self.trace: Any = None
@@ -99,13 +99,19 @@ class Runner:
         self._ahead: tuple[Any, dict[str, Any]] | None = None
         self._sessions: dict[str, Any] = {}
         self._bound: dict[tuple[Any, ...], tuple[Any, dict[str, Any], dict[str, Any]]] = {}
+        engine = self.about.get("engine")  # sources in place of graphs, which keep what is in ``now`` themselves
+        self._engine = engine and runpy.run_path(f"{self.folder / engine['file']}")["Engine"](engine, self.now)
         if state is not None and Path(state).exists():
-            self.load(state)
+            try:
+                with open(state, "rb") as file, np.load(file) as found:
+                    self.take(dict(found))
+            except BAD_INPUT as fault:
+                raise BundleError(f"{state}: no state to go on from ({fault}); delete it to begin anew") from None
 
     def predict(self, x: Any, *, ahead: bool = False) -> Any:
         """Scores float[n, C] of rows [n, d], NaN for what cannot be a row. ahead: with a step, for ``commit``."""
         x, verb = self.rows(x), "adapt" if ahead and "adapt" in self.verbs else "predict"
-        scores, sound = np.full((len(x), self.classes), np.nan, np.float32), np.isfinite(x)
+        scores, sound = np.full((len(x), self.classes), np.nan), np.isfinite(x)
         sound = slice(None) if sound.all() else (sound | (np.isnan(x) & self.gaps)).all(1)
         fit = x[sound]
         answers = self._run(verb, {"x": fit}, self.now) if len(fit) else {"scores": scores[sound]}
@@ -123,11 +129,10 @@ class Runner:
             return
         (x, answers), self._ahead = self._ahead, None
         took, _, reset, _ = answers["outcome"].tolist()
-        self.counts["steps"] += int(took)
-        self.counts["resets"] += int(reset)
-        if not self._turn("adapt"):
-            self.counts["rollbacks"] += 1
-        elif took and self.counts["steps"] % self.about["guard"]["every"] == 0:
+        fine = self._turn("adapt", answers)
+        for name, more in (("steps", took), ("resets", reset), ("rollbacks", not fine)):
+            self.counts[name] += int(more)
+        if fine and took and self.counts["steps"] % self.about["guard"]["every"] == 0:
             self._guard(answers["scores"], self._run("adapt", {"x": x}, self.now | self.exported)["scores"])
 
     def adapt(self, x: Any, ids: Sequence[int] = ()) -> Any:
@@ -171,7 +176,8 @@ class Runner:
         before = {name: array.copy() for name, array in self.now.items() if len(x) > at_once}
         for i in range(0, len(x), at_once):
             given = {about["rows"][0]: x[i : i + at_once], "y": codes[i : i + at_once]}
-            if not (self._run(verb, given, self.now)["outcome"][0] and self._turn(verb)):
+            answers = self._run(verb, given, self.now)
+            if not (answers["outcome"][0] and self._turn(verb, answers)):
                 copy(before, self.now)
                 raise BundleError(f"refused to {verb}, nothing was changed: a row is not in the sums, or overflows")
         self.counts["learnt" if verb == "learn" else "forgotten"] += len(x)
@@ -196,6 +202,8 @@ class Runner:
 
     def _run(self, verb: str, rows: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
         """The answers of a verb, valid until its next run; what it writes lies in the spare arrays then."""
+        if self._engine:
+            return dict(self._engine.run(verb, rows))
         key = (verb, len(next(iter(rows.values()))), *map(id, state.values()))
         if key not in self._bound:
             if len(self._bound) >= BINDINGS:
@@ -209,6 +217,8 @@ class Runner:
 
     def _bind(self, verb: str, rows: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
         """Arrays for rows and answers, and those of the state, to a graph, which is loaded when it is first needed."""
+        import onnxruntime as ort  # a bundle of sources does without
+
         about = self.verbs[verb]
         if verb not in self._sessions:
             options, file = ort.SessionOptions(), os.fspath(self.folder / about["file"])
@@ -227,19 +237,22 @@ class Runner:
                 bind(name, ort.OrtValue.ortvalue_from_numpy(array))
         return binding, inputs, outputs
 
-    def _turn(self, verb: str) -> bool:
+    def _turn(self, verb: str, answers: Mapping[str, Any]) -> bool:
         """To what the verb wrote, if all is finite (and its squares fit); else stay with what there was."""
-        written = self.verbs[verb]["writes"]
-        fine = all(math.isfinite(np.vdot(self.spare[name], self.spare[name])) for name in written)
-        for name in written if fine else ():
+        whole, some = self.verbs[verb]["writes"], self.verbs[verb].get("some", {})
+        new = [*(self.spare[name] for name in whole), *(answers[f"some.{name}"] for name in some)]
+        if not all(math.isfinite(np.vdot(array, array)) for array in new):
+            return False
+        for name in whole:
             self.now[name], self.spare[name] = self.spare[name], self.now[name]
-        return fine
+        for name, which in some.items():
+            self.now[name][answers[which]] = answers[f"some.{name}"]
+        return True
 
     def _guard(self, *scores: Any) -> None:
         """Roll back if answers of a whole window fall into far fewer classes than the others, those of the exported."""
         limits = self.about["guard"]
-        for seen, found in zip(self.seen, scores):
-            np.add.at(seen, found.argmax(1), 1)
+        self.seen += [np.bincount(found.argmax(1), minlength=self.classes) for found in scores]
         if self.seen[0].sum() < limits["window"]:
             return
         p = self.seen / self.seen.sum(1, keepdims=True)
@@ -265,6 +278,8 @@ class Runner:
         notes = json.loads(arrays["notes"].tobytes())
         if notes["bundle"] != self.about["sha256"]:
             raise BundleError("this is the state of another bundle")
+        if self._engine:
+            self._engine.load({name: arrays[f"now.{name}"] for name in self.now})
         for part, held in (("now", self.now), ("good", self.good)):
             copy({name: arrays[f"{part}.{name}"] for name in held}, held)
         by_id = (dict(zip(arrays[f"{name}.ids"].tolist(), arrays[f"{name}.x"])) for name in ("waiting", "learnt"))
@@ -285,14 +300,6 @@ class Runner:
             os.fsync(folder)
             os.close(folder)
 
-    def load(self, path: str | Path) -> None:
-        """Go on from a saved state, all of which is checked."""
-        try:
-            with open(path, "rb") as file, np.load(file) as found:
-                self.take(dict(found))
-        except BAD_INPUT as fault:
-            raise BundleError(f"{path}: no state to go on from ({fault}); delete it to begin anew") from None
-
     def answer(self, scores: Any) -> tuple[Any, float | None]:
         """The class that a row's scores answer and its score; None for a row that was refused."""
         best = int(scores.argmax())
@@ -302,7 +309,7 @@ class Runner:
 def read(path: str, runner: Runner, label: str | None) -> Iterator[tuple[int, Any, int]]:
     """Rows of a file one by one: (id, numbers, class code or -1). label: column of a .csv file, or y of an .npz."""
     if path.endswith(".npz"):
-        with open(path, "rb") as file, np.load(file) as found:
+        with open(path, "rb") as archive, np.load(archive) as found:
             yield from zip(count(), found["x"], found["y"] if label else repeat(-1))
         return
     with open(path, newline="", encoding="utf-8") as file:
@@ -325,8 +332,7 @@ def follow(runner: Runner, options: argparse.Namespace) -> None:
     rows = islice(read(options.input, runner, options.label), done, None)
     batch = list(islice(rows, options.batch))
     with open(options.output, "r+b" if done else "wb") as out:
-        out.truncate(cursor["bytes"])
-        out.seek(cursor["bytes"])
+        out.seek(out.truncate(cursor["bytes"]))
         out.write(b"" if done else b"id,answer,score\n")
         while batch:
             ids, x, codes = zip(*batch)
