@@ -265,7 +265,7 @@ def _add_gradient(router: Router, keep: Singles, x: Singles, mask: Singles, weig
 
 
 @inner
-def sigmoid(z: float) -> float:
+def sigmoid(z: float) -> np.float32:
     """1 / (1 + exp(-z)), rounded to single precision once: the same bits whoever computes the exponential."""
     return np.float32(1.0 / (1.0 + np.exp(-np.float64(z))))
 

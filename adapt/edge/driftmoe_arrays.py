@@ -38,7 +38,7 @@ from ...models.hoeffding import (
     Rules,
     find_leaf,
 )
-from ...models.router import Router
+from ...models.router import BETA1, BETA2, EPSILON, STEPS, Router
 from ...models.splitting import gain
 from ..learners import driftmoe_data as data
 
@@ -154,16 +154,16 @@ def _sigmoids(z: Singles) -> Singles:
 
 
 def adam_step(router: Router, g: Singles, rate: float) -> None:
-    router.counter[0] += 1
-    t = int(router.counter[0])
-    b1, b2, one = np.float32(0.9), np.float32(0.999), np.float32(1)
-    step, scale = np.float32(rate / (1.0 - 0.9**t)), np.float32(1.0 / np.sqrt(1.0 - 0.999**t))
+    router.counter[STEPS] += 1
+    t = int(router.counter[STEPS])
+    b1, b2, one = np.float32(BETA1), np.float32(BETA2), np.float32(1)
+    step, scale = np.float32(rate / (1.0 - BETA1**t)), np.float32(1.0 / np.sqrt(1.0 - BETA2**t))
     first, second = router.moment1, router.moment2
     first *= b1
     first += (one - b1) * g
     second *= b2
     second += (one - b2) * g * g
-    router.theta[...] -= step * first / (np.sqrt(second) * scale + np.float32(1e-8))
+    router.theta[...] -= step * first / (np.sqrt(second) * scale + np.float32(EPSILON))
 
 
 # --- trees (models/hoeffding.py, models/splitting.py) --------------------------------------------------------------
@@ -201,7 +201,7 @@ def posteriors(forest: Forest, slots: Ints, x: Floats) -> Floats:
 
 
 def categories_of_leaves(
-    forest: Forest, slots: Ints, known: Truths, values: Floats, subset: Ints, counts: Floats
+    forest: Forest, slots: Ints, known: Truths, values: Floats, subset: NDArray[np.int32], counts: Floats
 ) -> Floats:
     """Log likelihoods float[n, C] of nominal values[n, F]; counts[n, C, F]: weight seen of each feature."""
     known = known & (forest.slot[subset] >= 0)

@@ -1,4 +1,4 @@
-"""What ``models/compiled.py`` is inside a bundle: compiled where the device has Numba and SciPy, plain Python where not.
+"""What ``models/compiled.py`` is inside a bundle: compiled where there are Numba and SciPy, else plain Python.
 
 ``export`` puts this file in that one's place. The sources of a bundle do not change, so that Numba's own cache beside
 them is enough. ``NUMBA_DISABLE_JIT=1`` counts as no Numba.
@@ -26,9 +26,8 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 def inner(function: Callable[..., Any]) -> Any:
     """For functions that only compiled code calls."""
-    if not COMPILES:
-        return function
-    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    options: Any = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(**options)(function) if COMPILES else function
 
 
 def inlined(function: Callable[..., Any]) -> Any:
