@@ -203,10 +203,12 @@ class ExpertLinear(nn.Module):
             self.new_b.zero_()
         self.placed = self.routing.start == "random"
 
-    def _place(self, tokens: Tensor) -> None:
-        """The new router's rows at the first tokens that the bank learns from."""
+    def _place(self, tokens: Tensor, real: Tensor | None) -> None:
+        """The new router's rows at the first real tokens that the bank learns from, those of the first piece where a
+        batch goes in pieces. Nothing of it is kept for the gradient: a repeated pass does not do it again."""
         with torch.no_grad():
-            self.new_router.copy_(router_rows(tokens.detach(), self.old_unit, self.experts))
+            first = tokens if real is None else tokens[real]
+            self.new_router.copy_(router_rows(first, self.old_unit, self.experts))
         self.placed = True
 
     def _norm(self) -> None:
@@ -261,7 +263,7 @@ class ExpertLinear(nn.Module):
     def _trained(self, tokens: Tensor, real: Tensor | None, dtype: torch.dtype) -> Tensor:
         self._kept = None
         if not self.placed:
-            self._place(tokens if real is None else tokens[real])
+            self._place(tokens, real)
         scores, old = self.scores(tokens), len(self.old_router)
         if not old:
             w = self.weights(scores)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from driftway.models.dymoe import ExpertLinear, Guidance, Routing
+from driftway.models.dymoe import ExpertLinear, Guidance, Pass, Routing
+from driftway.models.language import Context
 from driftway.models.router_start import LONG, router_rows
 from driftway.models.token_groups import cosine_scores, unit
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def test_two_heaps_of_tokens_get_a_row_each() -> None:
@@ -30,7 +32,8 @@ def test_fewer_tokens_than_rows_and_tokens_that_old_rows_cover_whole() -> None:
     tokens = torch.eye(3)[:1].repeat(2, 1)
     assert router_rows(tokens, torch.empty(0, 3), 4).allclose(torch.tensor([LONG, 0.0, 0.0]).expand(4, 3))
     covered = router_rows(tokens, torch.eye(3)[:1], 2)
-    assert covered.isfinite().all() and covered.any(1).all()
+    assert covered.isfinite().all()
+    assert covered.any(1).all()
 
 
 def test_a_layer_places_the_rows_of_each_bank_once_at_its_first_training_pass() -> None:
@@ -48,6 +51,25 @@ def test_a_layer_places_the_rows_of_each_bank_once_at_its_first_training_pass() 
     layer(later)
     assert torch.equal(layer.old_router, first), "old rows stay bit for bit"
     assert torch.equal(layer.new_router, router_rows(later.view(-1, 6), unit(first), 2))
+
+
+def test_a_pass_that_is_computed_again_finds_the_rows_of_the_first_one() -> None:
+    """Some of the tokens are padding; the gradient is that of a layer that keeps what is in between."""
+    found: list[tuple[Tensor, ...]] = []
+    for again in (False, True):
+        context = Context()
+        context.set(torch.arange(4) < torch.tensor([[2], [4], [3]]))
+        torch.manual_seed(0)
+        base, shared = nn.Linear(6, 5), Pass(context=context)
+        layer = ExpertLinear(base, experts=2, rank=2, routing=Routing(2, start="tokens"), shared=shared).train()
+        with torch.no_grad():
+            layer.new_b.normal_()
+        x = torch.randn(3, 4, 6, requires_grad=True)
+        y = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+        found.append(torch.autograd.grad(y.square().sum(), [x, layer.new_a, layer.new_router]))
+        assert layer.placed
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_by_default_rows_begin_at_random() -> None:
