@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,8 +187,8 @@ def over(above: Tensor, below: Tensor, least: float) -> Tensor:
 
 def rest_of(beta: float, taken: Tensor) -> Tensor:
     """1 - beta^taken, by which Adam takes the bias out of its moments, through double precision: in single, the 0.001
-    of a first step is off by 3e-5 of itself, and so is the step."""
-    return (1 - beta ** taken.double()).to(taken.dtype)
+    of a first step is off by 3e-5 of itself, and so is the step. (In a power the exporter would round beta.)"""
+    return (1 - torch.exp(taken.double() * math.log(beta))).to(taken.dtype)
 
 
 def _double(values: Any) -> Tensor:
