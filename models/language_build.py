@@ -53,7 +53,10 @@ def build_language(name: str, layout: Layout, classes: int, *, seed: int = 0) ->
     kind, _, sizes = name.partition(":")
     with torch.random.fork_rng(devices=[]), _quietly():
         torch.manual_seed(seed)
-        body = _built(kind, sizes or SIZES[kind], layout) if kind in SIZES else _loaded(Path(name))
+        if kind in SIZES:
+            return language_network(_built(kind, sizes or SIZES[kind], layout), layout, classes)
+        body = _loaded(Path(name))
+        _check_tokenizer(Path(name), layout)
         return language_network(body, layout, classes)
 
 
@@ -311,6 +314,24 @@ def _check(body: Any, layout: Layout) -> None:
         )
     if vision is not None and vision.patch_size != layout.patch:
         raise ValueError(f"model {name} cuts images at {vision.patch_size} pixels, this stream at {layout.patch}")
+
+
+def _check_tokenizer(folder: Path, layout: Layout) -> None:
+    """A model that is given ids of another tokenizer than its own runs, and reads nonsense."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    try:
+        own = Tokenizer.from_file(str(file)).get_vocab()
+    except Exception as fault:  # the library raises bare Exception
+        raise ValueError(f"model {folder}: its tokenizer.json cannot be read: {fault}") from None
+    if own != Tokenizer.from_str(layout.tokenizer).get_vocab():
+        raise ValueError(
+            f"model {folder} has a tokenizer of its own, and the stream has another: tokenizer={folder} (or, where it "
+            "should have another, take tokenizer.json out of the folder)"
+        )
 
 
 def _places(body: Any, layout: Layout) -> tuple[float, int]:

@@ -266,6 +266,24 @@ def test_folders_whose_weights_are_not_their_model_are_one_line(tmp_path: Path) 
         build_language(str(tmp_path / "model"), text(), 4)
 
 
+def test_a_model_is_read_with_its_own_tokenizer(tmp_path: Path) -> None:
+    """Ids of another one with no more tokens would be taken without a word."""
+    from tokenizers import Tokenizer
+
+    net, (x, y) = net_of("llama:16-1-2"), rows("llama")
+    body: Any = net.body
+    body.save_pretrained(tmp_path)
+    own = Tokenizer.from_str(text().tokenizer)
+    own.save(str(tmp_path / "tokenizer.json"))
+    assert torch.equal(build_language(str(tmp_path), text(), 4).eval()(x, y), net(x, y))
+    (tmp_path / "tokenizer.json").write_text(own.to_str().replace('"w7"', '"other"'))
+    with pytest.raises(ValueError, match=r"has a tokenizer of its own, and the stream has another: tokenizer=.*"):
+        build_language(str(tmp_path), text(), 4)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"its tokenizer\.json cannot be read"):
+        build_language(str(tmp_path), text(), 4)
+
+
 def test_an_encoder_with_another_head_or_no_pooler_is_whole(tmp_path: Path) -> None:
     from transformers import RobertaForMaskedLM
 
