@@ -30,8 +30,8 @@ HAVE = {
     **dict.fromkeys(("source", "bn-adapt"), PREDICT),
     **dict.fromkeys(("tent", "eata", "sar", "rsgs", "test-time", "centaur"), ADAPT),
     **dict.fromkeys(("ncm", "teen", "csfa"), "predict learn adapt"),
-    **dict.fromkeys(("finetune", "adab2n", "sparcl", "random-mask", "magnitude-mask", "snip", "set", "rigl"), LEARN),
-    **dict.fromkeys(("reloop2", "platt"), LEARN),
+    **dict.fromkeys(("finetune", "adab2n", "migu", "sparcl", "random-mask", "magnitude-mask"), LEARN),
+    **dict.fromkeys(("snip", "set", "rigl", "reloop2", "platt"), LEARN),
     "acu": "predict learn forget",
 }
 """Learners with a form as graphs, and the verbs of a bundle."""
