@@ -167,7 +167,7 @@ class Runner:
         about = self.verbs.get(verb)
         if about is None:
             raise BundleError(f"this bundle cannot {verb}; it can {', '.join(self.verbs)}")
-        if codes.shape != (len(x),) or (codes < 0).any() or (codes >= self.classes).any():
+        if not traced and (codes.shape != (len(x),) or (codes < 0).any() or (codes >= self.classes).any()):
             raise BundleError(f"labels must be one class code below {self.classes} for each row")
         if not traced and "trace" in self.verbs["predict"]["answers"]:
             self.predict(x)
@@ -204,7 +204,8 @@ class Runner:
         """The answers of a verb, valid until its next run; what it writes lies in the spare arrays then."""
         if self._engine:
             return dict(self._engine.run(verb, rows))
-        key = (verb, len(next(iter(rows.values()))), *map(id, state.values()))
+        about, n = self.verbs[verb], len(next(iter(rows.values())))
+        key = (verb, n, *[id(state[k]) for k in about["reads"]], *[id(self.spare[k]) for k in about["writes"]])
         if key not in self._bound:
             if len(self._bound) >= BINDINGS:
                 self._bound.clear()

@@ -147,6 +147,15 @@ def test_after_a_collapse_the_last_good_state_comes_back_and_then_the_exported_o
     assert runner.counts["rollbacks"] == 2
 
 
+def test_asking_the_state_at_export_changes_nothing(bundle: Path) -> None:
+    asking, free = Runner(bundle), Runner(bundle)
+    asking.about["guard"].update(every=1, share=0.0)
+    free.about["guard"]["every"] = 10**9
+    for i in range(6):
+        assert_array_equal(asking.adapt(rows(2, i)), free.adapt(rows(2, i)))
+    assert_array_equal(asking.now["moving"], free.now["moving"])
+
+
 def test_a_healthy_run_is_left_alone_where_rows_come_class_by_class(bundle: Path) -> None:
     runner, free = Runner(bundle), Runner(bundle)
     free.about["guard"]["every"] = 10**9
@@ -307,7 +316,8 @@ def test_mistakes_are_one_line(mine: Path, tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "o").exists()
 
 
-def test_it_imports_numpy_and_onnxruntime_alone(mine: Path) -> None:
+def test_it_is_one_short_file_that_imports_numpy_and_onnxruntime_alone(mine: Path) -> None:
+    assert len((mine / "run.py").read_text().splitlines()) < 400
     code = "import sys, run; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=mine, capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"torch", "driftway", "safetensors", "onnx", "numba", "scipy"}
