@@ -51,7 +51,6 @@ def steps(learner: Centaur) -> Steps:
     objective = learner.params.objective
     if objective in REFUSED:
         raise CannotExport(f"centaur:{objective} has no form as a graph: {REFUSED[objective]}; use cluster or full")
-    learner.training.settle()
     decoder = FrameDecoder(learner)
     rows = _frames(learner.spec.n_features)
     if not learner.training.delta:
@@ -143,30 +142,8 @@ class Step(nn.Module):
         self.known = isinstance(learner.measure, ClusterEntropy)
         self.cluster = ids.float()
         self.gathers = learner.training.mode == "accumulate"
-        self.state = self._state()
+        self.state = state_of(learner)
         self.gradient = self._written_down()
-
-    def _state(self) -> State:
-        """By name, as the learner has it now."""
-        how, memory, start = self.how, self.how.memory, self.decoder.start
-        gradients, entropies = torch.zeros(how.buffer, len(start)), torch.zeros(how.buffer)
-        n = len(memory.gradients)
-        if n:
-            gradients[-n:], entropies[-n:] = torch.stack(memory.gradients), torch.tensor(memory.entropies)
-        state = {
-            "moved": torch.zeros_like(start) if memory.moved is None else memory.moved.clone(),
-            "gradients": gradients,
-            "entropies": entropies,
-            "kept": torch.tensor([float(n)]),
-            "clock": torch.tensor([how.time or 0.0, float(how.time is not None)], dtype=torch.float64),
-        }
-        if self.gathers:
-            state["mean"] = torch.tensor([memory.mean or 0.0, float(memory.mean is not None)])
-            kinds = torch.full((2, RECENT), -1.0)
-            for row, found in zip(kinds, (memory.answers, memory.trained)):
-                row[RECENT - len(found) :] = torch.tensor(found, dtype=row.dtype)
-            state["kinds"] = kinds
-        return state
 
     def _written_down(self) -> Any:
         """(weights float[P], tokens [L, d], scene [d]) of one frame to (gradient float[P], objective, scores [M])."""
@@ -256,6 +233,30 @@ class Step(nn.Module):
         whole = (value.abs() < math.inf) & (far <= FAR * self.how.delta * self.how.length)
         reset = ~whole | collapsed
         return {n: torch.where(reset, _empty(n, t), t) for n, t in new.items()}, reset
+
+
+def state_of(learner: Centaur) -> State:
+    """By name, as the learner has it now; waits for its thread."""
+    learner.training.settle()
+    how, memory = learner.training, learner.training.memory
+    size = sum(w.numel() for w in how.start.values())
+    gradients, entropies, n = torch.zeros(how.buffer, size), torch.zeros(how.buffer), len(memory.gradients)
+    if n:
+        gradients[-n:], entropies[-n:] = torch.stack(memory.gradients), torch.tensor(memory.entropies)
+    state = {
+        "moved": torch.zeros(size) if memory.moved is None else memory.moved.clone(),
+        "gradients": gradients,
+        "entropies": entropies,
+        "kept": torch.tensor([float(n)]),
+        "clock": torch.tensor([how.time or 0.0, float(how.time is not None)], dtype=torch.float64),
+    }
+    if how.mode == "accumulate":
+        state["mean"] = torch.tensor([memory.mean or 0.0, float(memory.mean is not None)])
+        kinds = torch.full((2, RECENT), -1.0)
+        for row, found in zip(kinds, (memory.answers, memory.trained)):
+            row[RECENT - len(found) :] = torch.tensor(found, dtype=row.dtype)
+        state["kinds"] = kinds
+    return state
 
 
 def one_by_one(

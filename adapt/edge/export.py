@@ -54,6 +54,8 @@ def _graphs(learner: Learner, spec: StreamSpec, said: dict[str, Any]) -> tuple[d
 
     rows = _calibrating(spec) if said["weights"] == "int8" else None
     steps = steps_of(learner)
+    if rows is not None and steps.beside:
+        raise InputError(f"int8 is calibrated on the source's rows, which have no {steps.beside[0]}: use float16")
     models: dict[str, Any] = {}
     answers: dict[str, Any] = {}
     for verb, what in steps.verbs.items():

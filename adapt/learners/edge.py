@@ -40,7 +40,10 @@ class Edge(Learner):
             self.runner = Runner(self.params.bundle, threads=self.params.threads)
         except BundleError as fault:
             raise InputError(f"{fault}") from None
-        _check(spec, self.runner, self.params.bundle)
+        self._timed = len(spec.columns) + 1 == self.runner.width and self.runner.columns[-1][0] == "time"
+        """Whether a row has the time of its batch behind it."""
+        self._time = 0.0
+        _check(spec, self.runner, self.params.bundle, self._timed)
         if "learn" in self.runner.verbs:
             self.needs = frozenset({"labels"})
         self._said: Prediction | None = None
@@ -53,10 +56,14 @@ class Edge(Learner):
         return make_dataclass("Params", [], bases=(cls.Params,), namespace={"bundle": bundle}, frozen=True)
 
     def predict(self, batch: Batch) -> Prediction:
-        scores = _scores(self.runner.predict(batch.x, ahead=True))
+        self._time = batch.time
+        scores = _scores(self.runner.predict(self._rows(batch.x), ahead=True))
         trace = {} if self.runner.trace is None else {"trace": self.runner.trace.copy()}
         self._said = Prediction(scores.argmax(1), scores, trace)
         return self._said
+
+    def _rows(self, x: Any) -> Any:
+        return np.c_[x, np.full(len(x), self._time)] if self._timed else x
 
     def adapt(self, batch: Batch, prediction: Prediction) -> None:
         if batch.y is not None and "learn" in self.runner.verbs:  # labelled rows teach by their labels alone
@@ -64,7 +71,8 @@ class Edge(Learner):
         if not len(batch):
             return
         if prediction is not self._said:
-            self.runner.predict(batch.x, ahead=True)
+            self._time = batch.time
+            self.runner.predict(self._rows(batch.x), ahead=True)
         self._said = None
         self.runner.commit()
         self._changes += 1
@@ -101,7 +109,7 @@ class Edge(Learner):
         self._barred |= set(np.asarray(ids).tolist())
 
     def probe(self, x: Array) -> Any:
-        rows = np.array(x)
+        rows = np.array(self._rows(x))
         return lambda: _scores(self.runner.predict(rows))
 
     def version(self) -> int | None:
@@ -133,9 +141,9 @@ def _scores(found: Array) -> Array:
     return scores
 
 
-def _check(spec: StreamSpec, runner: Runner, bundle: str) -> None:
-    """The bundle's columns and classes must be the stream's."""
-    if len(spec.columns) != runner.width:
+def _check(spec: StreamSpec, runner: Runner, bundle: str, timed: bool) -> None:
+    """The bundle's columns and classes must be the stream's, but for a column of time behind them."""
+    if len(spec.columns) + timed != runner.width:
         raise InputError(f"{bundle}: made for {runner.width} columns, {spec.name} has {len(spec.columns)}")
     if list(spec.classes or ()) != list(runner.about["stream"]["classes"] or ()):
         raise InputError(f"{bundle}: made for other classes than those of {spec.name}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import driftway as dw
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from driftway.adapt.edge.steps import CannotExport, steps_of
+from driftway.adapt.edge.tracing import traced
 from driftway.adapt.learners.centaur import Centaur
 from driftway.adapt.learners.test_time_recipes import (
     EATA,
@@ -22,6 +25,7 @@ from driftway.adapt.learners.test_time_recipes import (
     Source,
     Tent,
 )
+from driftway.adapt.learners.test_time_teacher import Hold
 from torch import nn
 
 RECIPES: list[Recipe] = [
@@ -84,6 +88,52 @@ def test_a_penalty_holds_it_near_the_source(rows: Any) -> None:
     learner = dw.learner("eata", stream.spec, epochs=1, cache=False, e_frac=0.95, like=0.99, beta=50.0, lr=0.05)
     assert follow(learner, rows) < 1e-5
     assert learner.hold is not None  # type: ignore[attr-defined]
+
+
+def held(make: Any) -> Any:
+    """EATA with a penalty of made-up weights."""
+    found = make(EATA(lr=0.005, e_frac=0.95, like=0.995, beta=0))
+    draw = torch.Generator().manual_seed(5)
+    fisher = {n: 0.05 * torch.rand(w.shape, generator=draw) for n, w in found.source.items()}
+    found.hold = Hold(2.0, fisher, found.source)
+    return found
+
+
+def deviations(made: Callable[[], Any], graph: Any, seed: int, steps: int = 200) -> tuple[float, float]:
+    """How far scores of a bundle's graph and of PyTorch go from a run in double precision, at most."""
+    eager, double = made(), made()
+    double.net.double()
+    double.source = {n: w.double() for n, w in double.source.items()}
+    if double.hold is not None:
+        double.hold = Hold(double.hold.beta, {n: f.double() for n, f in double.hold.fisher.items()}, double.source)
+    known, verb = dict(steps_of(eager).state), steps_of(double).verbs["adapt"]
+    exact, single = {n: t.double() for n, t in known.items()}, {n: t.numpy() for n, t in known.items()}
+    draw, far = np.random.default_rng(seed), [0.0, 0.0]
+    for i in range(steps):
+        x = draw.random((2, 64), np.float32)
+        with torch.no_grad():
+            true, _, *new = verb.module(torch.from_numpy(x).double(), *exact.values())
+        exact = dict(zip(exact, new))
+        scores, _, *moved = graph.run(None, {"x": x} | {f"old.{n}": a for n, a in single.items()})
+        single = dict(zip(single, moved))
+        batch = dw.Batch(np.arange(2) + 2 * i, x.astype(np.float64), 0.0)
+        said = eager.predict(batch)
+        eager.adapt(batch, said)
+        far = [max(f, float(np.abs(s - true.numpy()).max())) for f, s in zip(far, (scores, said.scores))]
+    return far[0], far[1]
+
+
+@pytest.mark.parametrize("case", ["cluster entropy by Adam", "EATA with its penalty"])
+def test_over_many_steps_it_stays_as_near_to_double_precision_as_pytorch(make: Any, case: str) -> None:
+    def made() -> Any:
+        return held(make) if "EATA" in case else make(Centaur.Params(groups=3, lr=1e-3), "convnet:4")
+
+    steps = steps_of(made())
+    model = traced("adapt", steps.verbs["adapt"], steps.state).SerializeToString()
+    graph = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    found = [deviations(made, graph, seed) for seed in range(5)]
+    ours, eager = np.median(found, 0)
+    assert 0 < ours <= 3 * eager
 
 
 def test_a_row_of_garbage_moves_nothing(make: Any) -> None:
