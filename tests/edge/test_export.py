@@ -14,6 +14,7 @@ import pytest
 import torch
 from driftway.adapt.cli import main
 from driftway.adapt.edge import tracing
+from driftway.adapt.edge.bundle import headed
 from driftway.adapt.edge.runner import Runner
 from driftway.adapt.edge.steps import CannotExport, Verb, steps_of
 from driftway.adapt.learners.test_time_recipes import BatchNormAdapt, Mixture, Tent
@@ -30,6 +31,25 @@ def test_a_bundle_says_what_it_holds(bundle: Path) -> None:
     assert about["verbs"]["adapt"]["reads"] == about["verbs"]["adapt"]["writes"] == ["moving", "momentum"]
     assert about["verbs"]["predict"]["answers"] == {"scores": {"dtype": "float32", "shape": [None, 6]}}
     assert about["state"]["moving"] == {"dtype": "float32", "shape": [24]}
+    (one,) = about["stream"]["columns"]
+    assert one == {"name": "x", "shape": [64], "categories": None, "open": False, "missing": False}
+
+
+@pytest.mark.parametrize(
+    ("columns", "entries"),
+    [
+        ([dw.Column(f"pixel {i}.{j}", missing=False) for i in range(2) for j in range(3)], [("pixel ", [2, 3])]),
+        ([dw.Column("x0")], [("x", [1])]),
+        ([dw.Column("x0"), dw.Column("x1", ("a", "b"))], [("x0", []), ("x1", [])]),
+        ([dw.Column("x1"), dw.Column("x0")], [("x1", []), ("x0", [])]),
+        ([dw.Column("y0"), dw.Column("x1")], [("y0", []), ("x1", [])]),
+        ([dw.Column("x1"), dw.Column("x2")], [("x1", []), ("x2", [])]),
+        ([dw.Column("age"), dw.Column("size")], [("age", []), ("size", [])]),
+    ],
+)
+def test_columns_that_are_alike_are_one_entry(columns: list[dw.Column], entries: list[tuple[str, list[int]]]) -> None:
+    told = headed(dw.StreamSpec("table", tuple(columns), classes=("n", "y")), {})["stream"]["columns"]
+    assert [(c["name"], c["shape"]) for c in told] == entries
 
 
 @pytest.mark.parametrize("verb", ["predict", "adapt"])
