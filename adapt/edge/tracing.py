@@ -147,24 +147,25 @@ def _check(name: str, model: onnx.ModelProto, inputs: Sequence[str], outputs: Se
 
 
 def _fold_transposes(graph: onnx.GraphProto) -> None:
-    """Products take matrices that were turned as they are: ONNX Runtime does that by itself in some graphs only, and
-    copies whole weights in every step of the others."""
-    made = {o: n for n in graph.node if n.op_type == "Transpose" for o in n.output}
-    known = [*graph.input, *graph.value_info, *graph.output]
-    ranks = {i.name: len(i.type.tensor_type.shape.dim) for i in known} | {
-        i.name: len(i.dims) for i in graph.initializer
-    }
+    """Products take turned weights of the state as they are: ONNX Runtime sees to that in some graphs only, and copies
+    whole weights in every step of the others. Products of anything else it joins with sums if they are left alone."""
+    made = {o: n.input[0] for n in graph.node if n.op_type == "Transpose" for o in n.output}
+    ranks = {i.name: len(i.type.tensor_type.shape.dim) for i in [*graph.input, *graph.value_info, *graph.output]}
+    given = {i.name for i in graph.input if ranks[i.name] == 2}
     for node in graph.node:
-        turned = {name for name in node.input if name in made and ranks.get(name) == 2}
-        if node.op_type == "MatMul" and turned and all(ranks.get(name) == 2 for name in node.input):
-            node.op_type = "Gemm"
-        if node.op_type != "Gemm":
-            continue
-        flags = {a.name: a for a in node.attribute}
-        for i, side in enumerate(("transA", "transB")):
-            while node.input[i] in made:
-                flag = flags.get(side) or flags.setdefault(side, node.attribute.add(name=side, type=2))
-                node.input[i], flag.i = made[node.input[i]].input[0], 1 - flag.i
+        for i, side in enumerate(("transA", "transB")) if node.op_type in ("Gemm", "MatMul") else ():
+            root, turns = node.input[i], 0
+            while root in made:
+                root, turns = made[root], turns + 1
+            flat = node.op_type == "Gemm" or ranks.get(node.input[1 - i]) == 2
+            if root not in given or (turns % 2 and not flat):
+                continue
+            node.input[i] = root
+            if turns % 2:
+                node.op_type = "Gemm"
+                there = [a for a in node.attribute if a.name == side]
+                flag = there[0] if there else node.attribute.add(name=side, type=2)  # an integer
+                flag.i = 1 - flag.i
     read = {o.name for o in graph.output} | {name for n in _nodes(graph) for name in n.input}
     for node in [n for n in reversed(graph.node) if n.op_type == "Transpose"]:
         if not read & set(node.output):
