@@ -228,12 +228,13 @@ def _base_of(folder: Path, adapter: Path) -> Path:
     """The folder of an adapter's base model, as it stands in the file or seen from the adapter's folder."""
     try:
         named = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        base = next(path for path in (Path(named), folder / named) if path.is_dir())
+        places = [path for path in (Path(named), folder / named) if path.is_dir()]
+        base = next(path for path in places if not path.samefile(folder))
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"model {adapter}: no JSON with the folder of a model as base_model_name_or_path") from None
     except StopIteration:
         raise ValueError(
-            f"model {folder}: its base {named} is no folder on this machine: write into {adapter.name} where it is "
+            f"model {folder}: its base {named} is no other folder on this machine: write into {adapter.name} where it is "
             "(base_model_name_or_path)"
         ) from None
     return base

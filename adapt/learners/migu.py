@@ -14,8 +14,8 @@ own updates; the weight gradient is then formed for the active rows alone and th
 ``lazy``, which is strict but makes up for missed decay when a row wakes. Convolutions (the score is summed over
 positions), ``token_l1``, blocks, the controls ``random`` and ``bottom``, tokens without padding. In a step whose score
 is not finite all rows are active, and that is counted. The authors' code masks the head too; here that takes
-``migu_layers=body.*,head``. A weight that an embedding shares is never masked; queries, keys and values in one weight
-are chosen apart (``c_attn``, ``qkv``).
+``migu_layers=body.*,head``, and it begins every task with a fresh optimiser, where moments go on here. A weight that an
+embedding shares is never masked; queries, keys and values in one weight are chosen apart (``c_attn``, ``qkv``).
 
 Layers are found by name in any network, LoRA of ours or of PEFT included, and only those that learn are masked. A batch
 that goes through the network in pieces has one mask, since all of them have been scored when the first gradient is

@@ -301,9 +301,10 @@ def test_adapters_of_another_base_are_one_line(tmp_path: Path) -> None:
         wanted = "Target modules" if base.startswith("t5") else "it was made for another base: "
         with pytest.raises(ValueError, match=f"adapter cannot be loaded: {wanted}[^\n]*$"):
             build_language(str(adapter), text(), 4)
-    point(adapter, base_model_name_or_path="someone/some-model")
-    with pytest.raises(ValueError, match="its base someone/some-model is no folder on this machine"):
-        build_language(str(adapter), text(), 4)
+    for nowhere in ("someone/some-model", "../adapter"):
+        point(adapter, base_model_name_or_path=nowhere)
+        with pytest.raises(ValueError, match=f"its base {nowhere} is no other folder on this machine"):
+            build_language(str(adapter), text(), 4)
     point(adapter, base_model_name_or_path=None)
     with pytest.raises(ValueError, match="no JSON with the folder of a model"):
         build_language(str(adapter), text(), 4)
