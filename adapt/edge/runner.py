@@ -170,7 +170,8 @@ class Runner:
         if not traced and (codes.shape != (len(x),) or (codes < 0).any() or (codes >= self.classes).any()):
             raise BundleError(f"labels must be one class code below {self.classes} for each row")
         if not traced and "trace" in self.verbs["predict"]["answers"]:
-            self.predict(x)
+            if not np.isfinite(self.predict(x)).all():
+                raise BundleError(f"refused to {verb}, nothing was changed: a row is none of this stream's")
             x = self.trace
         at_once = 1 if about["single"] else max(1, len(x))
         before = {name: array.copy() for name, array in self.now.items() if len(x) > at_once}
@@ -189,8 +190,7 @@ class Runner:
         rows = np.stack([self.learnt[i] for i in ids])
         self.learn(rows[:, :-1], rows[:, -1], "forget", traced=True)
         copy(self.exported, self.good)
-        for i in ids:
-            del self.learnt[i]
+        self.learnt = {i: row for i, row in self.learnt.items() if i not in ids}
 
     def rows(self, x: Any) -> Any:
         """[n, d] in the bundle's type; ``BundleError`` for what are no rows of its stream."""
