@@ -234,8 +234,8 @@ def _base_of(folder: Path, adapter: Path) -> Path:
         raise ValueError(f"model {adapter}: no JSON with the folder of a model as base_model_name_or_path") from None
     except StopIteration:
         raise ValueError(
-            f"model {folder}: its base {named} is no other folder on this machine: write into {adapter.name} where it is "
-            "(base_model_name_or_path)"
+            f"model {folder}: its base {named} is no other folder on this machine: "
+            f"write into {adapter.name} where it is (base_model_name_or_path)"
         ) from None
     return base
 

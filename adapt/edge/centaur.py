@@ -161,7 +161,7 @@ class Step(nn.Module):
         )
         with references():
             example = (self.decoder.start.clone(), tokens[0], scene[0])
-            return make_fx(gradient, decomposition_table=core_aten_decompositions())(*example)
+            return make_fx(gradient, decomposition_table={**core_aten_decompositions()})(*example)
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         old = dict(zip(self.state, state, strict=True))
