@@ -133,7 +133,7 @@ class Runner:
         for name, more in (("steps", took), ("resets", reset), ("rollbacks", not fine)):
             self.counts[name] += int(more)
         if fine and took and self.counts["steps"] % self.about["guard"]["every"] == 0:
-            self._guard(answers["scores"], self._run("adapt", {"x": x}, self.now | self.exported)["scores"])
+            self._guard(answers["scores"], self._run("predict", {"x": x}, self.now | self.exported)["scores"])
 
     def adapt(self, x: Any, ids: Sequence[int] = ()) -> Any:
         """The scores before the step, and the step. Rows with ids wait for their labels, where those teach."""

@@ -181,7 +181,7 @@ export class Runner {
 
   /** Ask the state at export too, and act on what the guard says. */
   async look(rows, scores) {
-    const source = this.scores(await this.run("adapt", rows, this.first));
+    const source = this.scores(await this.run("predict", rows, this.first));
     const said = this.guard.look(scores.map(argmax), source.map(argmax));
     if (said === "good") this.good = this.state;
     if (said === "collapsed") this.rollback();
