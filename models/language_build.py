@@ -30,8 +30,6 @@ from .vision import import_torchvision
 
 SIZES = {"t5": "128-2-4", "llama": "128-2-4", "qwen2": "128-2-4", "llava": "128-2-4", "roberta": "128-2-4"}
 """Names, and the sizes that they have where none are given."""
-SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Settings of models whose outputs are more than the head's product."""
 WIDE = 0.55
 """First weights of llava deviate by WIDE / sqrt(width): the usual 0.02 of wide models, where attention of narrow ones
 would begin so even that they take thousands of updates to look at an image at all."""
@@ -72,6 +70,7 @@ def language_network(body: Any, layout: Layout, classes: int) -> LanguageNetwork
     if body.config.is_encoder_decoder:
         return LanguageNetwork(body, EncoderDecoder, layout)
     if body.get_output_embeddings() is not None:
+        _check_head(body)
         return LanguageNetwork(body, Causal, layout)
     return Network(Encoder(body, layout), Linear(body.config.hidden_size, classes))
 
@@ -299,9 +298,6 @@ def _check(body: Any, layout: Layout) -> None:
         )
     if getattr(getattr(body, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError(f"model {name} learns tokens before the prompt, which is not done here: take LoRA or the like")
-    shaped = [key for key in SHAPED if getattr(body.config, key, None) not in (None, 1, 1.0)]
-    if shaped:
-        raise ValueError(f"model {name} scales or caps its outputs ({', '.join(shaped)}), which is not done here")
     most, needed = _places(body, layout)
     if most < needed:
         raise ValueError(f"model {name} reads at most {most} tokens, and rows of this stream may need {needed}: length")
@@ -315,6 +311,22 @@ def _check(body: Any, layout: Layout) -> None:
         )
     if vision is not None and vision.patch_size != layout.patch:
         raise ValueError(f"model {name} cuts images at {vision.patch_size} pixels, this stream at {layout.patch}")
+
+
+def _check_head(body: Any) -> None:
+    """Answers are read off the last layer: models that scale, cap or transform before it would be read wrongly."""
+    model = body.get_base_model() if hasattr(body, "get_base_model") else body
+    ids = torch.arange(1, 5)[None] % model.get_input_embeddings().num_embeddings
+    training = model.training
+    with torch.no_grad():
+        said = model.eval()(input_ids=ids).logits
+        read = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
+    model.train(training)
+    if not torch.allclose(said, read, rtol=1e-3, atol=1e-4 * float(said.abs().max())):
+        raise ValueError(
+            f"model {type(model).__name__} does more to its outputs than its last layer (scales, caps or transforms "
+            "them), which is not done here"
+        )
 
 
 def _check_tokenizer(folder: Path, layout: Layout) -> None:

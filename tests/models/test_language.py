@@ -331,15 +331,16 @@ def test_models_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     looks: Any = net_of("llava:16-1-2").body
     with pytest.raises(ValueError, match="looks at images of 8 x 8 pixels"):
         language_network(looks, text(), 4)
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BertConfig, BertLMHeadModel, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
     short = GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), n_positions=LENGTH + 1, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(ValueError, match="reads at most 10 tokens, and rows of this stream may need 11"):
         language_network(short, text(), 4)
-    scaled = net_of("llama:16-1-2").body
-    scaled.config.logits_scaling = 8.0
-    with pytest.raises(ValueError, match=r"scales or caps its outputs \(logits_scaling\)"):
-        language_network(scaled, text(), 4)
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    capped = Gemma2ForCausalLM(Gemma2Config(**sizes, num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.01))
+    for model in (capped, BertLMHeadModel(BertConfig(**sizes, intermediate_size=8, is_decoder=True))):
+        with pytest.raises(ValueError, match=f"model {type(model).__name__} does more to its outputs than its last"):
+            language_network(model, text(), 4)
     from peft import PromptTuningConfig, get_peft_model
 
     with warnings.catch_warnings():
