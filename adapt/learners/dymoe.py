@@ -14,8 +14,9 @@ answered batch by batch.
 
 Ours: the progress that the ramp of the regularisation follows is rows learnt by rows there are (all epochs), as the
 stream's spec tells them; where it does not, regularisation is on from the start. A base without experts can be guarded
-as a first group (``base_expert``). Left out: merging of banks, growth without boundaries, thresholds on routing
-weights. Batch norms of a frozen network still gather their statistics.
+as a first group (``base_expert``), and router rows can begin at tokens (``models/router_start.py``). Left out: merging
+of banks, growth without boundaries, thresholds on routing weights. Batch norms of a frozen network still gather their
+statistics.
 """
 
 from __future__ import annotations
