@@ -245,16 +245,21 @@ def child():
     if not number:
         os._exit(run.main([*argv, "--output", str(out)]))
     return number
-start = time.monotonic()
+
 assert os.waitpid(child(), 0)[1] == 0
-lasts, whole = time.monotonic() - start, out.read_bytes()
+whole = out.read_bytes()
 state.unlink()
 kills, moments, resumed = 0, random.Random(0), set()
 while kills < 50:
-    number = child()
-    time.sleep(moments.random() * 0.7 * lasts)
-    os.kill(number, signal.SIGKILL)
-    _, status = os.waitpid(number, 0)
+    number, sizes, blocks, done = child(), {out.stat().st_size}, moments.randrange(4), 0
+    while len(sizes) <= blocks and not done:
+        time.sleep(0.0002)
+        sizes.add(out.stat().st_size)
+        done, status = os.waitpid(number, os.WNOHANG)
+    if not done:
+        time.sleep(0.02 * moments.random())
+        os.kill(number, signal.SIGKILL)
+        _, status = os.waitpid(number, 0)
     if os.WIFEXITED(status):  # it was done before
         assert status == 0 and out.read_bytes() == whole
         state.unlink()
@@ -269,8 +274,8 @@ print(len(resumed))
 
 
 def test_killed_at_fifty_moments_it_ends_as_if_it_had_not_been(mine: Path, tmp_path: Path) -> None:
-    """Forked from a process that has all imported and made no session: so that they start at once."""
-    np.savez(tmp_path / "rows.npz", x=rows(240))
+    """Each child is killed a random while after it wrote up to three more blocks, however long these take it."""
+    np.savez(tmp_path / "rows.npz", x=rows(1200))
     argv = [sys.executable, "-c", KILLED, str(mine), str(tmp_path)]
     done = subprocess.run(argv, cwd=mine, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
