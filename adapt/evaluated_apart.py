@@ -162,7 +162,9 @@ class Apart(Continual):
     def _drop(self) -> None:
         if self._worker is not None:
             self._worker.close()
-        self.missed += self._sent is not None
+        if self._sent is not None:
+            self.missed += 1
+            self._passed_over = max(self._sent[0], self._passed_over or 0)
         self._worker = self._sent = None
 
 

@@ -138,6 +138,21 @@ def test_a_worker_that_dies_is_done_without(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("missed", [0, 1])
+def test_a_worker_that_dies_over_the_last_update_leaves_it_evaluated_and_not_missed(missed: int) -> None:
+    learner = build("er", model="mlp:16")
+    watch = Apart(learner.spec.experiences)
+    with watch.working(Recipe("er", learner.spec, 3, {"model": "mlp:16"}), learner):
+        os.kill(watch.worker or 0, signal.SIGSTOP)
+        assert watch._send(1, learner, 0)
+        if missed:
+            assert watch.updated(2, learner) == []
+        os.kill(watch.worker or 0, signal.SIGKILL)
+        assert [e.update for e in watch.end(1 + missed, learner)] == [1 + missed]
+        assert watch.missed == missed
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_a_worker_that_cannot_start_is_done_without() -> None:
     learner = build("er", model="mlp:16")
     watch = Apart(learner.spec.experiences)
