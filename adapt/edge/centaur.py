@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from ...models.cluster_entropy import ClusterEntropy
 from ...models.cluster_training import ANCHOR, COLLAPSED, DECAY, FAR, RECENT, SAFETY_MARGIN
 from ...models.kernels.selection import references
+from ...models.planner import combined
 from ..learners.centaur import Centaur
 from .steps import CannotExport, Draw, Steps, Verb
 from .test_time import OUTCOME
@@ -142,6 +143,7 @@ class Step(nn.Module):
         self.known = isinstance(learner.measure, ClusterEntropy)
         self.cluster = ids.float()
         self.gathers = learner.training.mode == "accumulate"
+        self.weights = learner.planner.weights.tolist()  # numbers: parts of a tensor are no constants in a ``Scan``
         self.state = state_of(learner)
         self.gradient = self._written_down()
 
@@ -217,7 +219,7 @@ class Step(nn.Module):
         self, now: State, step: Tensor, value: Tensor, z: Tensor, tokens: Tensor, scene: Tensor
     ) -> tuple[State, Tensor]:
         """One step further and a little back, or all the way back; and whether it was that."""
-        trained = self.decoder.planner.combine(self.decoder.heads(self.decoder.start, tokens[None], scene[None]))[0]
+        trained = combined(self.decoder.heads(self.decoder.start, tokens[None], scene[None]), self.weights)[0]
         kinds = self.cluster.index_select(0, torch.stack([z.argmax(0), trained.argmax(0)]))
         new = now | {
             "moved": (1 - ANCHOR) * (now["moved"] + step),

@@ -139,8 +139,9 @@ def test_controls_without_a_step(make: Any, frames: list[dw.Batch]) -> None:
             steps_of(make(objective=objective))
 
 
-def test_a_bundle_drives_as_the_learner_does(make: Any, frames: list[dw.Batch], tmp_path: Path) -> None:
-    learner = make(delta=0.05)
+@pytest.mark.parametrize("mode", ["episodic", "accumulate"])
+def test_a_bundle_drives_as_the_learner_does(make: Any, frames: list[dw.Batch], tmp_path: Path, mode: str) -> None:
+    learner = make(delta=0.05, mode=mode)
     for batch in frames[:7]:
         learner.adapt(batch, learner.predict(batch))
     runner = Runner(dw.export(learner, learner.spec, tmp_path / "bundle"))
