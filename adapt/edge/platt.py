@@ -54,7 +54,7 @@ def steps(learner: Platt) -> Steps:
 
 
 class Answers(nn.Module):
-    """(x, theta, seen) to (scores float32[B, C], trace float64[B, C]: the base's)."""
+    """(x, theta, seen) to (scores float64[B, C], trace float64[B, C]: the base's)."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Answers(nn.Module):
     def forward(self, x: Tensor, theta: Tensor, seen: Tensor) -> tuple[Tensor, ...]:
         said = self.base(x)[0]
         z = theta[0] * torch.log(said.clamp(CLIP, 1 - CLIP)) + theta[1:]
-        return torch.where(seen > 0, torch.softmax(z, 1), said).float(), said
+        return torch.where(seen > 0, torch.softmax(z, 1), said), said
 
 
 class Label(nn.Module):

@@ -126,7 +126,7 @@ class Vectors(nn.Module):
 
 
 class Answers(nn.Module):
-    """(x, *state) to (scores float32[B, C], trace float64[B, K + W + E W + 1]).
+    """(x, *state) to (scores float64[B, C], trace float64[B, K + W + E W + 1]).
 
     trace: buckets, the base's answer, directions, and whether all of it is finite.
     """
@@ -165,7 +165,7 @@ class Answers(nn.Module):
         moved = (p != said).any(1, keepdim=True)
         answer = torch.where(moved, torch.cat([1 - p, p], 1) if self.click else p, scores)
         trace = [buckets.double(), said, u.flatten(1), sound.double()]
-        return answer.float(), torch.cat(trace, 1)
+        return answer, torch.cat(trace, 1)
 
     def _read(self, table: Tensor, buckets: Tensor, base: Tensor, slots: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         """Local means y and b float64[B, V], and the rows behind them float64[B, 1]."""

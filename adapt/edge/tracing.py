@@ -214,10 +214,22 @@ def _nodes(graph: Any) -> list[Any]:
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Maximum pooling whose indices stay ONNX's own, from the pass forward to its gradient."""
+    """Maximum pooling whose indices stay ONNX's own, from the pass forward to its gradient; plain numbers beside
+    double precision, which would go through single."""
     import onnxscript
+    from onnxscript import ir
 
     op: Any = onnxscript.opset20
+
+    def number(value: Any, kind: Any) -> Any:
+        return op.Constant(value=ir.tensor(np.array(value, ir.DataType(kind).numpy())))
+
+    def scalar(value: Any, dtype: int = -1, **_: Any) -> Any:
+        kind = ir.DataType.FLOAT if dtype == -1 else dtype
+        return number(value, kind) if isinstance(value, (bool, int, float)) else op.Cast(value, to=int(kind))
+
+    def clamp(x: Any, low: float | None = None, high: float | None = None) -> Any:
+        return op.Clip(x, *(None if bound is None else number(bound, x.dtype) for bound in (low, high)))
 
     def pool(x: Any, kernel: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1),
              ceil: bool = False) -> Any:  # fmt: skip
@@ -233,6 +245,8 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     aten: Any = torch.ops.aten
     return {
+        aten.scalar_tensor.default: scalar,
+        aten.clamp.default: clamp,
         aten.max_pool2d_with_indices.default: pool,
         aten.max_pool2d_with_indices_backward.default: pool_back,
     }

@@ -144,6 +144,17 @@ def test_a_constant_out_of_the_example_is_found_out() -> None:
         tracing.compare("kept", verb, model.SerializeToString(), {})
 
 
+def test_plain_numbers_beside_double_precision_are_not_rounded() -> None:
+    class Decayed(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            decayed = 0.999 * x.double()
+            return (torch.where(decayed > 0.3, decayed, 0.1).clamp(0.005, 0.7) + 0.2,)
+
+    model = tracing.traced("decayed", _verb(Decayed()), {})
+    kept = [onnx.numpy_helper.to_array(i) for i in model.graph.initializer if i.data_type == onnx.TensorProto.DOUBLE]
+    assert {0.999, 0.3, 0.1, 0.005, 0.7, 0.2} <= {float(v) for v in kept if v.size == 1}
+
+
 def test_an_operator_without_a_form_is_named() -> None:
     with pytest.raises(CannotExport, match="qr"):
         tracing.traced("foreign", _verb(Foreign()), {})
