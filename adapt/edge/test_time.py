@@ -174,7 +174,7 @@ class GraphPasses:
 
     def flat(self, parts: Mapping[str, Any]) -> Tensor:
         """One vector of what is known by parameter name."""
-        return torch.cat([torch.as_tensor(parts[n]).detach().reshape(-1) for n in self.names])
+        return torch.cat([torch.as_tensor(parts[n]).detach() for n in self.names])
 
     def __call__(self, x: Tensor, moving: Tensor | None, plan: Plan | None = None) -> Seen:
         """Logits float[B, C], and the function from their slope to that of ``moving``; plan: with other statistics."""

@@ -56,14 +56,14 @@ class Statistics:
 
 class Saved(NamedTuple):
     """What the gradient needs: h, y (None without ReLU), and float[C] mean and r; for the path "graph" also h less the
-    rows' own mean, that mean, and ``through``."""
+    rows' own mean, by how much ``mean`` lies above that, and ``through``."""
 
     h: Tensor
     y: Tensor | None
     mean: Tensor
     inverse: Tensor
     centred: Tensor | None = None
-    middle: Tensor | None = None
+    shift: Tensor | None = None
     through: Tensor | None = None
 
 
@@ -176,40 +176,57 @@ def _formula_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float, onward: 
 def _graph(
     h: Tensor, gamma: Tensor, beta: Tensor, s: Statistics, join: Tensor | None, relu: bool
 ) -> tuple[Tensor, Saved]:
-    """One node of the graph does all between the statistics and the sum."""
+    """Few nodes, for each costs something however small it is: one of them does all between statistics and sum."""
     mean, var = s.mean, s.var
-    centred = middle = None
-    if isinstance(s.keep, Tensor) or s.keep < 1 or s.through is not None:
+    centred = shift = None
+    mixed, measured = isinstance(s.keep, Tensor) or 0 < s.keep < 1, not isinstance(s.keep, Tensor) and s.keep == 0
+    if mixed or measured or s.through is not None:
         over = [0, *range(2, h.dim())]
         middle = h.mean(over)
-        centred = h - _wide(middle, h)
-    if centred is not None and middle is not None and (isinstance(s.keep, Tensor) or s.keep < 1):
-        var, mean = (centred * centred).mean(over), middle
-        if isinstance(s.keep, Tensor) or s.keep > 0:
-            mean, var = mean + s.keep * (s.mean - mean), var + s.keep * (s.var - var)
-    y = torch.nn.functional.batch_norm(h, mean, var, gamma, beta, False, 0.0, s.eps)
+        centred = _affine(h, mean=middle)
+        shift = None if measured else s.mean - middle
+        if mixed or measured:
+            mean, var = middle, (centred * centred).mean(over)
+        if mixed:
+            shift = s.keep * (s.mean - middle)
+            mean, var = middle + shift, var + s.keep * (s.var - var)
+    y = _affine(h, gamma, beta, mean, var, s.eps)
     y = y if join is None else y + join
     y = torch.relu(y) if relu else y
-    return y, Saved(h, y if relu else None, mean, torch.rsqrt(var + s.eps), centred, middle, s.through)
+    return y, Saved(h, y if relu else None, mean, (var + s.eps).pow(-0.5), centred, shift, s.through)
 
 
 def _graph_back(dy: Tensor, saved: Saved, gamma: Tensor, keep: float | Tensor, onward: bool) -> Slopes:  # noqa: ARG001
-    h, y, mean, r, centred, middle, through = saved
+    h, y, mean, r, centred, shift, through = saved
     over, n = [0, *range(2, h.dim())], h.numel() // h.shape[1]
     d = dy if y is None else torch.where(y > 0, dy, 0.0)
     dbeta = d.sum(over)
-    if centred is None or middle is None:
-        dgamma = r * (d * (h - _wide(mean, h))).sum(over)
-    else:
-        dgamma = r * ((d * centred).sum(over) + (middle - mean) * dbeta)
-    dh = None
-    if onward:
-        scale = gamma * r
-        dh = d * _wide(scale, h)
-        if through is not None and centred is not None:
-            to_mean, to_var = scale * (through.expand(2, len(scale)) / -n)
-            dh = dh + (centred * _wide(to_var * r * dgamma, h) + _wide(to_mean * dbeta, h))
+    along = (d * (_affine(h, mean=mean) if centred is None else centred)).sum(over)
+    dgamma = r * (along if shift is None else along - shift * dbeta)
+    if not onward:
+        return Slopes(None, dgamma, dbeta, d)
+    scale = gamma * r
+    if through is None or centred is None:
+        return Slopes(_affine(d, scale), dgamma, dbeta, d)
+    share = through / -n
+    to_mean, to_var = (share, share) if share.dim() == 0 else share.unbind()
+    dh = _affine(d, scale, scale * to_mean * dbeta) + _affine(centred, scale * to_var * r * dgamma)
     return Slopes(dh, dgamma, dbeta, d)
+
+
+def _affine(
+    h: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """scale (h - mean) / sqrt(var + eps) + shift, in one node; float[C] each, None what changes nothing."""
+    zeros, ones = h.new_zeros(h.shape[1]), h.new_ones(h.shape[1])
+    mean, shift = (zeros if part is None else part for part in (mean, shift))
+    var, scale = (ones if part is None else part for part in (var, scale))
+    return torch.nn.functional.batch_norm(h, mean, var, scale, shift, False, 0.0, eps)
 
 
 def _fastest(h: Tensor) -> Path:
