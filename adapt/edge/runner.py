@@ -9,7 +9,7 @@ row; {"forget": [7]} takes learnt rows out; {"save": true} writes the state, as 
 
 The state lies in arrays that are made once: a step reads some, writes others, and they change places. What it wrote
 counts only if all is finite; where the answers of a window fall into far fewer classes than those to the same rows
-without what adapting moved, the last good state comes back. A saved state is whole or not there, and checked when read.
+without what adapting moved, the last good state comes back. A saved state, an .npz with its sha256 behind, is whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -92,18 +93,18 @@ class Runner:
         self.exported, self.good = ({k: arrays[k].copy() for k in moves if k not in taught} for _ in range(2))
         self.seen = np.zeros((2, self.classes), np.int64)
         self.trace: Any = None
-        self.waiting: dict[int, Any] = {}
         self.learnt = dict(zip(arrays.get("learnt.ids", np.zeros(0)).tolist(), arrays.get("learnt.x", ())))
         self.counts = dict.fromkeys(("rows", "refused", "steps", "resets", "learnt", "forgotten", "rollbacks"), 0)
-        self.cursor: dict[str, Any] = {}
+        self.waiting, self.cursor, self._sessions, self._bound = (dict[Any, Any]() for _ in range(4))
         self._ahead: tuple[Any, dict[str, Any]] | None = None
-        self._sessions: dict[str, Any] = {}
-        self._bound: dict[tuple[Any, ...], tuple[Any, dict[str, Any], dict[str, Any]]] = {}
         engine = self.about.get("engine")  # sources in place of graphs, which keep what is in ``now`` themselves
         self._engine = engine and runpy.run_path(f"{self.folder / engine['file']}")["Engine"](engine, self.now)
         if state is not None and Path(state).exists():
             try:
-                with open(state, "rb") as file, np.load(file) as found:
+                body = Path(state).read_bytes()
+                if hashlib.sha256(body[:-32]).digest() != body[-32:]:
+                    raise ValueError("its sha256 differs")
+                with np.load(io.BytesIO(body[:-32])) as found:
                     self.take(dict(found))
             except BAD_INPUT as fault:
                 raise BundleError(f"{state}: no state to go on from ({fault}); delete it to begin anew") from None
@@ -220,16 +221,14 @@ class Runner:
         """Arrays for rows and answers, and those of the state, to a graph, which is loaded when it is first needed."""
         import onnxruntime as ort  # a bundle of sources does without
 
-        about = self.verbs[verb]
+        about, n = self.verbs[verb], len(next(iter(rows.values())))
         if verb not in self._sessions:
             options, file = ort.SessionOptions(), os.fspath(self.folder / about["file"])
             options.intra_op_num_threads = self.threads
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             self._sessions[verb] = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        inputs = {f"old.{name}": state[name] for name in about["reads"]}
+        inputs = {f"old.{name}": state[name] for name in about["reads"]} | {k: v.copy() for k, v in rows.items()}
         outputs = {f"new.{name}": self.spare[name] for name in about["writes"]}
-        for name, array in rows.items():
-            inputs[name], n = np.zeros(array.shape, array.dtype), len(array)
         for name, answer in about["answers"].items():
             outputs[name] = np.zeros([n if size is None else size for size in answer["shape"]], answer["dtype"])
         binding = self._sessions[verb].io_binding()
@@ -290,9 +289,10 @@ class Runner:
 
     def save(self, path: str | Path) -> None:
         """Beside its place, to the disk, then renamed: there is the old file or the new one, whole."""
-        path, draft = Path(path), Path(f"{path}.draft")
+        path, draft, body = Path(path), Path(f"{path}.draft"), io.BytesIO()
+        np.savez(body, **self.kept())
         with draft.open("wb") as file:
-            np.savez(file, **self.kept())
+            file.write(body.getvalue() + hashlib.sha256(body.getvalue()).digest())
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -379,16 +379,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.state = options.state or os.path.join(options.bundle, "adapted.npz")
     try:
         runner = Runner(options.bundle, state=options.state, threads=options.threads)
-        if options.input != "-":
+        if options.input == "-":
+            for line in sys.stdin:
+                try:
+                    said = reply(runner, json.loads(line), options.state)
+                except BAD_INPUT as fault:
+                    said = {"error": f"{type(fault).__name__}: {fault}"}
+                print(json.dumps(said), flush=True)
+            runner.save(options.state)
+        else:
             follow(runner, options)
-            return 0
-        for line in sys.stdin:
-            try:
-                said = reply(runner, json.loads(line), options.state)
-            except BAD_INPUT as fault:
-                said = {"error": f"{type(fault).__name__}: {fault}"}
-            print(json.dumps(said), flush=True)
-        runner.save(options.state)
         return 0
     except (OSError, *BAD_INPUT) as fault:
         print(f"run.py: error: {' '.join(str(fault).split())}", file=sys.stderr)
