@@ -23,6 +23,10 @@ BENCHMARKS = {
     "tta-compiled": ("tta:measure_compiled", "the same, compiled, for one row (minutes of compiling)"),
     "edge": ("edge:measure", "a step of an exported bundle beside PyTorch: time, memory, start (five minutes)"),
     "edge-table": ("edge_table:measure", "bundles on mnist-c without PyTorch beside the learners in it (minutes)"),
+    "edge-deviation": (
+        "edge_deviation:measure",
+        "how far bundles of every learner go from double precision in 2,000 steps (ten minutes)",
+    ),
     "dymoe": ("dymoe:measure", "a layer of experts that grow beside the loop over experts (two minutes)"),
     "dymoe-toy": ("dymoe_toy:measure", "forgetting of experts that grow, with guidance and without (three minutes)"),
     "driftmoe": ("driftmoe:measure", "DriftMoE beside river's adaptive random forest of ten trees"),
@@ -45,6 +49,7 @@ SLOW = (
     "driftmoe-table",
     "edge",
     "edge-table",
+    "edge-deviation",
     "tta-compiled",
     "reloop2-table",
     "dymoe",

@@ -51,6 +51,19 @@ class Verb:
     single: bool = False
     some: Mapping[str, str] = field(default_factory=dict)
 
+    @torch.no_grad()
+    def step(
+        self, rows: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Without a graph: the answers by name, and the state after it, as the runner would have it."""
+        found = self.module(*rows.values(), *(state[n] for n in self.reads))
+        answers = dict(zip((*self.answers, *self.writes), found, strict=True))
+        new = {n: answers.pop(n) if n in self.writes else t for n, t in state.items()}
+        for n, which in self.some.items():
+            new[n] = new[n].clone()
+            new[n][answers[which]] = answers[f"some.{n}"]
+        return answers, new
+
 
 @dataclass(frozen=True)
 class Steps:
