@@ -93,7 +93,7 @@ def deviations(case: Case, seed: int) -> list[tuple[float, float]]:
                 exact.learn(x, batch.y)
             if i + 1 in STEPS:
                 told.append((far[0], far[1]))
-    if "adapt" in steps.verbs and not runner.counts["steps"]:
+    if "moving" in steps.state and not runner.counts["steps"]:
         raise Differs(f"{type(eager.params).__name__}: no step was taken")
     return told
 

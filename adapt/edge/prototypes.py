@@ -304,8 +304,6 @@ class Learn(nn.Module):
         self.made, self.rows = made, made.rows
         names = ("moving", "prototypes", "company", "come", "open", "open_y", "open_count", "before")
         self.writes = tuple(n for n in names if n in state and (made.after or n == "prototypes") and n != "moving")
-        if made.after:
-            self.writes = tuple(n for n in self.writes if n != "company")
         self.writes += ("loss",) * mean
         self.names = tuple(n for n in (*names, "loss") if n in state)
 
@@ -324,7 +322,8 @@ class Learn(nn.Module):
             took = count.sum() <= WAITING
             order = torch.cumsum(count, 0)
             source = ((order == 1 + torch.arange(WAITING)[:, None]) & (count > 0)).to(x.dtype).argmax(1)
-            new = {"open": x[source], "open_y": y[source], "before": table, "come": torch.zeros(2, dtype=x.dtype)}
+            new = {"open": x[source], "open_y": y[source], "before": table, "company": company}
+            new["come"] = torch.zeros(2, dtype=x.dtype)
             new["open_count"] = torch.stack([count.sum().clamp(max=WAITING), torch.ones((), dtype=x.dtype)])
             come = torch.zeros((), dtype=x.dtype)
         features = self.made.embedded(x, old.get("moving"), count, company, come)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .gradient import GradientLearner
 
 Layer = TypeVar("Layer", bound=nn.Module)
+HEAD = "head.*"
+"""What learns beside adapters if nothing else is said; a network may be without a head of its own."""
 
 
 def attach(
@@ -45,6 +47,9 @@ def freeze(learner: GradientLearner, but: str, learning: Collection[str]) -> Non
 
     Frozen ones lose their slots in the optimiser. Call ``learner.rebuilt()`` afterwards where something changed.
     """
+    if but not in ("", HEAD) and not any(matches(name, but) for name, _ in learner.net.named_parameters()):
+        names = [name for name, _ in learner.net.named_parameters()]
+        raise InputError(f"train_also={but} names no parameter; there are {', '.join(names[:8])}, ... ({len(names)})")
     for name, weight in learner.net.named_parameters():
         weight.requires_grad_(name in learning or matches(name, but))
         if not weight.requires_grad:

@@ -32,7 +32,7 @@ from ...models.dymoe import ExpertLinear, Found, Guidance, Pass, Routing, joined
 from ...models.language import context_of
 from ...streams import InputError
 from ..learner import State
-from .adapters import attach, freeze
+from .adapters import HEAD, attach, freeze
 from .parts import Active, Rows
 from .sparse_net import MASKING
 from .token_probe import TokenProbe
@@ -69,7 +69,7 @@ class MoELoRA:
     """Share of the experts' inputs (not the router's) that is dropped in training."""
     expert_layers: str = ""
     """Linear layers by name, patterns with commas between, ! takes away; empty: the blocks of a transformer, a body."""
-    train_also: str = "head.*"
+    train_also: str = HEAD
     """Parameters of the network that learn too, by name."""
     needs: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[Mapping[str, str]] = _refused("MoELoRA")
@@ -98,7 +98,7 @@ class DyMoE:
     """Share of the experts' inputs (not the router's) that is dropped in training."""
     expert_layers: str = ""
     """Linear layers by name, patterns with commas between, ! takes away; empty: the blocks of a transformer, a body."""
-    train_also: str = "head.*"
+    train_also: str = HEAD
     """Parameters of the network that learn too, by name."""
     max_experts: int = 0
     """A layer has so many experts at most; 0: no limit. A stream that needs more is refused."""

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ...models.lora import LoRALinear
 from ..learner import State
-from .adapters import attach, freeze, seed_of
+from .adapters import HEAD, attach, freeze, seed_of
 from .parts import Active, Rows
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class LoRA:
     """Share of an adapter's inputs that is dropped in training."""
     lora_layers: str = ""
     """Linear layers by name, patterns with commas between, ! takes away; empty: the blocks of a transformer, a body."""
-    train_also: str = "head.*"
+    train_also: str = HEAD
     """Parameters of the network that learn too, by name."""
     needs: ClassVar[frozenset[str]] = NOTHING
     refuses: ClassVar[Mapping[str, str]] = {n: why for n, why in REFUSED.items() if n != "LoRA"}

@@ -144,6 +144,8 @@ def test_a_rollback_leaves_what_labels_taught(csfa: Path) -> None:
     assert runner.counts["rollbacks"] == 1
     assert_allclose(runner.now["moving"], first["moving"], rtol=0, atol=0)
     assert runner.now["prototypes"][:, -1].tolist() == [1, 1, 1, 0, 1, 1, 1]
+    company = runner.now["company"].reshape(len(runner.now["company"]), -1)
+    assert int(runner.now["come"][0]) == int(company.any(1).sum()) == 40
 
 
 def test_classes_that_labels_taught_are_no_collapse(csfa: Path) -> None:

@@ -142,6 +142,12 @@ def test_a_growing_head_stays_frozen_where_it_is_not_to_learn(small_tasks: Any, 
         assert ("head.weight" in learner._trained) is learns
 
 
+def test_a_pattern_that_names_nothing_to_train_is_said(small_tasks: Any) -> None:
+    stream, _ = stream_of(small_tasks)
+    with pytest.raises(dw.InputError, match=r"train_also=hat\.\* names no parameter; there are body\."):
+        dw.learner("lora", stream.spec, model="mlp:16-8", train_also="hat.*")
+
+
 def test_layers_by_pattern_and_networks_of_ones_own(small_tasks: Any, teach: Any) -> None:
     stream, events = stream_of(small_tasks)
     torch.manual_seed(0)
