@@ -48,8 +48,11 @@ def steps(learner: GradientLearner) -> Steps:
     """predict and learn; ``CannotExport`` for replay, parts without a graph, and columns whose scale follows."""
     rows = drawn(_inputs(learner), learner.spec.n_features)
     limits = _limits(learner)
-    if learner.by_task or learner.params.single_head or learner.spec.n_classes is None:
-        raise CannotExport("a gradient learner can be exported for streams that name their classes, with one head")
+    if learner.spec.n_classes is None:
+        raise CannotExport("a gradient learner can be exported for streams that name their classes alone")
+    if learner.by_task or learner.params.single_head:
+        why = "a stream whose rows tell their experience" if learner.by_task else "single_head"
+        raise CannotExport(f"{why} has no form as a graph: a device does not know a row's experience")
     if not learner.inputs.fixed:
         raise CannotExport("columns whose scale follows the stream have no form as a graph yet; images have")
     if learner.net.head.out_features < learner.spec.n_classes:

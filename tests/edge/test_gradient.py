@@ -93,6 +93,7 @@ def test_late_labels_teach_a_bundle(name: str, tmp_path: Path) -> None:
         ("er", {"memory": 10}, "keeps rows to learn from again"),
         ("adab2n", {"model": "convnet:4", "reference": True}, "reference=false"),
         ("ewc", {"model": "mlp:8"}, "no form as a graph yet"),
+        ("finetune", {"model": "mlp:8", "single_head": True}, "single_head has no form as a graph"),
     ],
 )
 def test_what_has_no_graph_is_said(name: str, settings: dict[str, Any], words: str) -> None:
