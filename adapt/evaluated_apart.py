@@ -70,7 +70,8 @@ class Apart(Continual):
     _pace: Pace
     _worker: Worker | None = None
     _sent: tuple[int, int] | None = None
-    _passed_over: int | None = None
+    _passed_over: int = 0
+    """The last update that was counted as missed, or will be if nothing comes of it; the end may evaluate it yet."""
 
     @contextmanager
     def working(self, recipe: Recipe, learner: Learner) -> Iterator[None]:
@@ -112,14 +113,20 @@ class Apart(Continual):
         done += super().end(update, learner, step)
         if self._passed_over == update:
             self.missed -= 1
-            self._passed_over = None
+            self._passed_over = 0
         return done
 
     def row(self) -> dict[str, Any]:
         return dict.fromkeys(self.columns) | {"experience": self.experience}
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"missed": self.missed + (self._sent is not None)}
+        last = 0 if self._sent is None else self._sent[0]
+        missed = {"missed": self.missed + (last > 0), "passed_over": max(last, self._passed_over)}
+        return super().state() | missed
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self._passed_over = int(state.get("passed_over", 0))  # none from a run without a worker
 
     def _greet(self) -> None:
         assert self._worker is not None
@@ -164,7 +171,7 @@ class Apart(Continual):
             self._worker.close()
         if self._sent is not None:
             self.missed += 1
-            self._passed_over = max(self._sent[0], self._passed_over or 0)
+            self._passed_over = max(self._sent[0], self._passed_over)
         self._worker = self._sent = None
 
 

@@ -25,7 +25,7 @@ BENCHMARKS = {
     "edge-table": ("edge_table:measure", "bundles on mnist-c without PyTorch beside the learners in it (minutes)"),
     "edge-deviation": (
         "edge_deviation:measure",
-        "how far bundles of every learner go from double precision in 2,000 steps (ten minutes)",
+        "how far bundles of all kinds go from double precision in 2,000 steps (forty minutes)",
     ),
     "dymoe": ("dymoe:measure", "a layer of experts that grow beside the loop over experts (two minutes)"),
     "dymoe-toy": ("dymoe_toy:measure", "forgetting of experts that grow, with guidance and without (three minutes)"),

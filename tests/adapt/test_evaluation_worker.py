@@ -153,6 +153,25 @@ def test_a_worker_that_dies_over_the_last_update_leaves_it_evaluated_and_not_mis
 
 
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("missed", [0, 1])
+def test_resumed_at_the_last_update_it_is_evaluated_and_not_missed(missed: int) -> None:
+    learner, saved = build("er", model="mlp:16"), {}
+    first, second = (Apart(learner.spec.experiences) for _ in range(2))
+    recipe = Recipe("er", learner.spec, 3, {"model": "mlp:16"})
+    with first.working(recipe, learner):
+        os.kill(first.worker or 0, signal.SIGSTOP)
+        assert first._send(1, learner, 0)
+        if missed:
+            assert first.updated(2, learner) == []
+        saved = first.state()
+        os.kill(first.worker or 0, signal.SIGCONT)
+    second.load(saved)
+    assert second.missed == 1 + missed
+    assert [e.update for e in second.end(1 + missed, learner)] == [1 + missed]
+    assert second.missed == missed
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_a_worker_that_cannot_start_is_done_without() -> None:
     learner = build("er", model="mlp:16")
     watch = Apart(learner.spec.experiences)
