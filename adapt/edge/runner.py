@@ -102,9 +102,9 @@ class Runner:
         if state is not None and Path(state).exists():
             try:
                 body = Path(state).read_bytes()
-                if hashlib.sha256(body[:-32]).digest() != body[-32:]:
-                    raise ValueError("its sha256 differs")
-                with np.load(io.BytesIO(body[:-32])) as found:
+                if hashlib.sha256(memoryview(body)[:-32]).digest() != body[-32:]:
+                    raise ValueError("torn, altered, or by an older runner: its sha256 differs")
+                with np.load(io.BytesIO(body)) as found:
                     self.take(dict(found))
             except BAD_INPUT as fault:
                 raise BundleError(f"{state}: no state to go on from ({fault}); delete it to begin anew") from None
@@ -292,7 +292,7 @@ class Runner:
         path, draft, body = Path(path), Path(f"{path}.draft"), io.BytesIO()
         np.savez(body, **self.kept())
         with draft.open("wb") as file:
-            file.write(body.getvalue() + hashlib.sha256(body.getvalue()).digest())
+            file.writelines((body.getbuffer(), hashlib.sha256(body.getbuffer()).digest()))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -228,6 +228,12 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         kind = ir.DataType.FLOAT if dtype == -1 else dtype
         return number(value, kind) if isinstance(value, (bool, int, float)) else op.Cast(value, to=int(kind))
 
+    def full(shape: Any, value: Any, dtype: int = -1, **_: Any) -> Any:
+        return op.Expand(scalar(value, dtype), shape)
+
+    def full_like(x: Any, value: Any, dtype: int = -1, **_: Any) -> Any:
+        return op.Expand(scalar(value, x.dtype if dtype == -1 else dtype), op.Shape(x))
+
     def clamp(x: Any, low: float | None = None, high: float | None = None) -> Any:
         return op.Clip(x, *(None if bound is None else number(bound, x.dtype) for bound in (low, high)))
 
@@ -246,6 +252,8 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     aten: Any = torch.ops.aten
     return {
         aten.scalar_tensor.default: scalar,
+        aten.full.default: full,
+        aten.full_like.default: full_like,
         aten.clamp.default: clamp,
         aten.max_pool2d_with_indices.default: pool,
         aten.max_pool2d_with_indices_backward.default: pool_back,

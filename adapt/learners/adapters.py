@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from torch import nn
 
-from ...models.named import linears, matches, replace
+from ...models.named import linears, matches, replace, shortened
 from ...streams import InputError
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def freeze(learner: GradientLearner, but: str, learning: Collection[str]) -> Non
 
     Frozen ones lose their slots in the optimiser. Call ``learner.rebuilt()`` afterwards where something changed.
     """
-    if but not in ("", HEAD) and not any(matches(name, but) for name, _ in learner.net.named_parameters()):
-        names = [name for name, _ in learner.net.named_parameters()]
-        raise InputError(f"train_also={but} names no parameter; there are {', '.join(names[:8])}, ... ({len(names)})")
+    rest = [name for name, _ in learner.net.named_parameters() if name not in learning]
+    if but.strip() not in ("", HEAD) and not any(matches(name, but) for name in rest):
+        raise InputError(f"train_also={but} names no parameter; there are {shortened(reversed(rest))}")
     for name, weight in learner.net.named_parameters():
         weight.requires_grad_(name in learning or matches(name, but))
         if not weight.requires_grad:

@@ -76,6 +76,24 @@ def test_the_contract_is_the_formula(shape: tuple[int, ...], keep: float, join: 
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("parts", ["of both", "of each channel"])
+def test_a_graph_takes_any_share_of_the_gradient_through_the_statistics(keep: float, parts: str) -> None:
+    d = drawn((3, 4, 5, 2), keep, torch.float64)
+    share = torch.rand((2, 4), dtype=torch.float64) if "each" in parts else torch.tensor(0.4, dtype=torch.float64)
+    h, s, (to_mean, to_var) = d["h"].requires_grad_(True), d["statistics"], share.expand(2, 4)
+    mean, var = h.mean((0, 2, 3)), h.var((0, 2, 3), correction=0)
+    mean = keep * s.mean + (1 - keep) * mean.detach() + to_mean * (mean - mean.detach())
+    var = keep * s.var + (1 - keep) * var.detach() + to_var * (var - var.detach())
+    one = (1, -1, 1, 1)
+    y = (h - mean.view(one)) / (var.view(one) + s.eps).sqrt() * d["gamma"].view(one) + d["beta"].view(one)
+    wanted = [y, *torch.autograd.grad(y, h, d["dy"])]
+    with torch.no_grad():
+        found = ours({**d, "statistics": replace(s, through=share)}, False, False, "graph")
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
