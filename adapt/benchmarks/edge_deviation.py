@@ -44,6 +44,8 @@ from .tta import Differs
 
 STEPS, SEEDS = (200, 2000), 3
 ROWS, NEVER, LEAST = 2, 10**9, 1e-15
+STILL = {"refresh": NEVER, "delta_updates": NEVER}
+"""Masks of a bundle stay as they are."""
 IMAGES = StreamSpec(
     "random images",
     tuple(Column(f"x{j}", missing=False) for j in range(64)),
@@ -170,7 +172,7 @@ def cases() -> dict[str, Case]:
         "finetune, AdamW": Case(_gradient("finetune", optimizer="adamw", lr=1e-3), _labelled),
         "adab2n": Case(_gradient("adab2n", momentum=0.9, lr=0.01), _labelled),
         "migu": Case(_gradient("migu", model="mlp:24-16", momentum=0.9, lr=0.01), _labelled),
-        "sparcl, rows": Case(_gradient("sparcl", model="mlp:24-16", granularity="row", lr=0.01), _labelled),
+        "sparcl, rows": Case(_gradient("sparcl", model="mlp:24-16", granularity="row", lr=0.01, **STILL), _labelled),
         "acu": Case(_clicks("acu", width=16), _table),
         "reloop2": Case(_clicks("reloop2", warmup=4), _table),
         "platt": Case(_clicks("platt", warmup=4), _table),
