@@ -33,8 +33,10 @@ def norm_flops(network: nn.Module, x: Tensor) -> int:
 
 
 def _watched_pass(network: nn.Module, x: Tensor, hooks: list[Any]) -> None:
-    """One forward pass in evaluation mode; hooks and modes are then as if it had not been."""
+    """One forward pass in evaluation mode and the network's precision; hooks and modes are as if it had not been."""
     modes = {module: module.training for module in network.modules()}
+    if x.is_floating_point():
+        x = x.to(next((w.dtype for w in network.parameters()), x.dtype))
     try:
         with torch.no_grad():
             network.eval()(x)

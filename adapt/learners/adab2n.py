@@ -75,6 +75,8 @@ class _AdaB2N(Active):
     def __init__(self, learner: GradientLearner, values: AdaB2N) -> None:
         if not learner.params.joint:
             raise InputError("adab2n balances rows at hand and replayed rows in one forward pass: joint must be true")
+        if learner.params.precision == "bfloat16":
+            raise InputError("adab2n keeps its statistics in single precision: set precision=autocast or float32")
         self.learner, self.values = learner, values
         replace_norms(
             learner.net, kappa=values.kappa, momentum=values.eta, reference=values.reference, clip=values.ada_clip

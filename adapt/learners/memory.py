@@ -46,7 +46,7 @@ class Memory:
         """Of each class, the places of its rows, the oldest first."""
 
     def insert(self, rows: Rows, logits: Tensor | None = None) -> None:
-        """Offer rows, one after the other. logits: float32[B, C] where they are kept."""
+        """Offer rows, one after the other. logits: float[B, C] where they are kept, in single precision."""
         taken = [(self._place(label), i) for i, label in enumerate(rows.y.tolist())]
         last = {place: i for place, i in taken if place is not None}
         if not last:
@@ -57,7 +57,7 @@ class Memory:
         self.task[to] = rows.task.cpu()[which]
         if self.logits is not None and logits is not None:
             self._widen(logits.shape[1])
-            self.logits[to] = logits.detach().cpu()[which]
+            self.logits[to] = logits.detach().float().cpu()[which]
 
     def draw(self, n: int, device: torch.device | str = "cpu") -> Rows | None:
         """n rows without repetition (all, where there are fewer), None out of an empty memory."""

@@ -140,10 +140,11 @@ class _LwF(Active):
         if self.teacher is None or not self.old.any():
             return None
         with torch.no_grad():
-            taught = self.teacher(now.x)[:, self.old[: self.teacher.head.out_features]]
+            taught = self.teacher(self.learner.through.cast(now.x)).float()
+        taught = taught[:, self.old[: self.teacher.head.out_features]]
         z = self.learner.said
         assert z is not None
-        said = z[:, : len(self.old)][:, self.old]
+        said = z.float()[:, : len(self.old)][:, self.old]
         t = self.values.temperature
         apart = F.kl_div(
             F.log_softmax(said / t, 1), F.log_softmax(taught / t, 1), reduction="batchmean", log_target=True

@@ -194,7 +194,7 @@ class _DERpp(Active):
             return Loss(learner.cross_entropy(learner.logits(now)[0], now))
         z, z_dark, z_old = learner.logits(now, dark, old)
         kept = F.pad(dark.logits, (0, z.shape[1] - dark.logits.shape[1]))
-        past = values.alpha * F.mse_loss(z_dark, kept) + values.beta * learner.cross_entropy(z_old, old)
+        past = values.alpha * F.mse_loss(z_dark.float(), kept) + values.beta * learner.cross_entropy(z_old, old)
         return Loss(learner.cross_entropy(z, now), past)
 
     def learnt(self, now: Rows) -> None:

@@ -56,6 +56,19 @@ def test_the_order_of_names_does_not_decide_whether_they_combine() -> None:
         assert (refused(pair) is None) == (refused("+".join(reversed(pair.split("+")))) is None)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
+@pytest.mark.parametrize("name", PARTS)
+def test_every_part_learns_in_half_precision_or_says_why_not(name: str, precision: str, small_tasks, teach) -> None:
+    events = list(dw.rebatch(small_tasks(rows=24), 8))
+    if (name, precision) == ("adab2n", "bfloat16"):
+        with pytest.raises(dw.InputError, match="precision=autocast or float32"):
+            small(name, small_tasks(rows=24), precision=precision)
+        return
+    learner = small(name, small_tasks(rows=24), precision=precision)
+    teach(learner, events)
+    assert np.isfinite(learner.predict(events[-1]).scores).all()
+
+
 @pytest.mark.parametrize("name", ALLOWED)
 def test_saved_in_the_midst_and_continued_equals_uninterrupted(name: str, small_tasks, teach) -> None:
     events = list(dw.rebatch(small_tasks(rows=24, epochs=2), 8))

@@ -25,6 +25,12 @@ def test_multiplications_of_resnet18(resnet) -> None:
     assert sum(costs[name].weights for name in masked) == 10_985_472
 
 
+def test_a_network_in_half_precision_costs_as_many() -> None:
+    net = build("convnet:4-8", (1, 8, 8), 3)
+    x = torch.zeros(1, 1, 8, 8)
+    assert layer_costs(net, x) == layer_costs(net.bfloat16(), x)
+
+
 def test_the_papers_figures_for_split_cifar10(resnet) -> None:
     costs, masked = resnet
     dense = step_cost(costs)
