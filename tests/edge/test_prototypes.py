@@ -59,11 +59,9 @@ SESSIONS: Script = [
 def in_graph(made: TestTimeLearner, state: dict[str, Any], verb: str, batch: dw.Batch) -> tuple[Any, dict[str, Any]]:
     """A verb on a state: its first answer, and the state after it."""
     what = steps_of(made).verbs[verb]
-    given = [torch.from_numpy(batch.x).float(), *([torch.from_numpy(batch.y)] if verb == "learn" else [])]
-    with torch.no_grad():
-        found = what.module(*given, *(state[n] for n in what.reads))
-    after = dict(zip(what.writes, found[len(what.answers) :], strict=True))
-    return found[0], {**state, **after}
+    given = {"x": torch.from_numpy(batch.x).float()}
+    answers, after = what.step(given | ({"y": torch.from_numpy(batch.y)} if verb == "learn" else {}), state)
+    return answers[what.answers[0]], after
 
 
 RECIPES: list[Recipe] = [

@@ -39,13 +39,7 @@ def made(name: str, taught: int = 2, n: int = 5, **settings: Any) -> Any:
 
 def step(verb: Verb, state: State, batch: dw.Batch, kind: torch.dtype = torch.float32) -> State:
     """The state after a step of the module, as the runner would have it."""
-    with torch.no_grad():
-        found = verb.module(torch.from_numpy(batch.x).to(kind), torch.from_numpy(batch.y), *state.values())
-    answers = dict(zip([*verb.answers, *verb.writes], found, strict=True))
-    new = {n: answers[n] if n in verb.writes else t.clone() for n, t in state.items()}
-    for n, which in verb.some.items():
-        new[n][answers[which]] = answers[f"some.{n}"]
-    return new
+    return verb.step({"x": torch.from_numpy(batch.x).to(kind), "y": torch.from_numpy(batch.y)}, state)[1]
 
 
 def known(learner: Any) -> State:
